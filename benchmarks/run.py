@@ -169,7 +169,8 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else only installed builds start from compiled modules
     table = Table(title=f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}")
-    for name in ("case", "program", "seconds", "of cp -r", "of baseline", "processor seconds", "peak memory", "read / needed"):
+    numbers = ("seconds", "of cp -r", "of baseline", "processor seconds", "peak memory", "fetched / distinct")
+    for name in ("case", "program", *numbers):
         table.add_column(name, justify="left" if name in ("case", "program") else "right")
     kept: dict[str, Any] = {}
     for case in CASES:
@@ -188,7 +189,7 @@ def main() -> None:
                 f"{measured.ratio(found['baseline']):.3f}" if name == "reshard" and arguments.baseline else "",
                 f"{statistics.median(measured.processor_seconds):.2f}",
                 f"{max(measured.peak_bytes) / 1e6:.0f} MB" if name != "cp -r" else "",
-                f"{report['bytes_read'] / report['bytes_needed']:.2f}" if report else "",
+                f"{report['bytes_fetched'] / report['bytes_distinct']:.2f}" if "bytes_distinct" in report else "",
             )
         kept[case.name] = {
             name: {"seconds": m.seconds, "processor_seconds": m.processor_seconds, "peak_bytes": m.peak_bytes}

@@ -137,8 +137,8 @@ def measure(server: Server, bucket: str, case: Case, place: Path, runs: int, *mo
         "speed_of_raw": round(statistics.median(a / b for a, b in zip(raw, ours, strict=True)), 2),
         "raw_processor_seconds": round(statistics.median(raw_processor), 2),
         "reshard_processor_seconds": round(statistics.median(our_processor), 2),
-        "read_over_needed": round(report["bytes_read"] / report["bytes_needed"], 3),
-        "read_over_written": round(report["bytes_read"] / report["bytes_written"], 4),
+        "fetched_over_distinct": round(report["bytes_fetched"] / report["bytes_distinct"], 3),
+        "fetched_over_written": round(report["bytes_fetched"] / report["bytes_written"], 4),
         "peak_mb": round(report["peak_rss_bytes"] / 1e6),
     }
 

@@ -89,7 +89,7 @@ def measure(base: Path, folder: Path, replicas: int, runs: int) -> dict[str, Any
         "replicas": replicas,
         "source_ranks": replicas * _TENSOR_PARALLEL,
         "bytes_compared": compared,
-        "share_of_bytes": round(compared / (result["bytes_read"] + result["bytes_written"]), 5),
+        "share_of_bytes": round(compared / (result["bytes_fetched"] + result["bytes_written"]), 5),
         "seconds_compared": round(statistics.median(compare for compare, _ in shares), 4),
         "share_of_seconds": round(statistics.median(compare / whole for compare, whole in shares), 4),
     }

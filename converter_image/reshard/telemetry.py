@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     Field = int | str
     LogFormat = Literal["text", "json"]
 
+# Fields that the rate of a phase is calculated from. The first one that the phase has is used.
+_MOVED = ("bytes_written", "bytes_fetched", "bytes_checked")
+
 log = logging.getLogger("reshard")
 log.addHandler(logging.NullHandler())  # the application decides where the log records of a library go
 
@@ -70,7 +73,7 @@ class Phase:
             fields["error"] = reason
             log.info("%s: failed after %.3f s (%s)", title, self._seconds, reason, extra=fields)
             return
-        moved = self.fields.get("bytes_written", self.fields.get("bytes_read"))
+        moved = next((self.fields[name] for name in _MOVED if name in self.fields), None)
         if isinstance(moved, int) and self._seconds:
             fields["bytes_per_second"] = round(moved / self._seconds)
             rate = moved / self._seconds / 1e6

@@ -29,7 +29,10 @@ TRANSFORM_SECONDS = Histogram(
     ["phase"],
     buckets=_TRANSFORM_SECONDS_BUCKETS,
 )
-BYTES_READ = Counter("reshard_bytes_read", "Bytes read from sources for completed checkpoints")
+BYTES_NEEDED = Counter("reshard_bytes_needed", "Bytes of sources that the ranks of completed checkpoints require")
+BYTES_DISTINCT = Counter("reshard_bytes_distinct", "The same bytes, each counted once for each checkpoint")
+BYTES_FETCHED = Counter("reshard_bytes_fetched", "Bytes of sources fetched for completed checkpoints")
+FETCH_REQUESTS = Counter("reshard_fetch_requests", "Requests that fetched bytes of sources for completed checkpoints")
 RECONCILE_ERRORS = Counter("reshard_reconcile_errors", "Failed reconciliations, which are retried")
 STATUS_WRITES = Counter("reshard_status_writes", "Written status updates")
 TRANSITIONS = Counter("reshard_transitions", "Phase transitions of transforms", ["phase"])
@@ -102,7 +105,11 @@ def count_end(seen: Seen, status: Object) -> None:
     seconds = datetime.fromisoformat(status["completionTime"]) - datetime.fromisoformat(status["startTime"])
     TRANSFORM_SECONDS.labels(status["phase"]).observe(seconds.total_seconds())
     if status["phase"] == Phase.COMPLETE:
-        BYTES_READ.inc(status.get("bytesRead", 0))
-        BYTES_WRITTEN.inc(status.get("bytesWritten", 0))
+        if "bytesFetched" in status:
+            BYTES_NEEDED.inc(status["plan"]["bytesNeeded"])
+            BYTES_DISTINCT.inc(status["plan"]["bytesDistinct"])
+            BYTES_FETCHED.inc(status["bytesFetched"])
+            FETCH_REQUESTS.inc(status["requests"])
+            BYTES_WRITTEN.inc(status["bytesWritten"])
         if (committed := seen.result("commit", CommitMessage)) is not None:
             RANK_SECONDS.add(committed.rank_seconds)

@@ -135,7 +135,8 @@ def _carry_out(seen: Seen, spec: TransformSpec, planned: PlanMessage, config: Co
         commit = jobs.commit_job(seen.transform, config, planned, _next_run(seen, "commit"))
         return _step(seen, spec, "commit", commit, details)
     details |= all_done(len(ranks)) | {
-        "bytesRead": committed.bytes_read,
+        "bytesFetched": committed.bytes_fetched,
+        "requests": committed.requests,
         "bytesWritten": committed.bytes_written,
         "manifest": committed.manifest,
     }

@@ -19,7 +19,18 @@ if TYPE_CHECKING:
 _LONGEST_MESSAGE = 2000
 _LONGEST_NOTE = 850  # of 1024, so that the address of the documentation fits too
 _MOST_FAILURES = 10
-_LASTING = ("plan", "ranks", "progress", "percentage", "bytesRead", "bytesWritten", "manifest", "jobs", "startTime")
+_LASTING = (
+    "plan",
+    "ranks",
+    "progress",
+    "percentage",
+    "bytesFetched",
+    "requests",
+    "bytesWritten",
+    "manifest",
+    "jobs",
+    "startTime",
+)
 
 
 class Phase(StrEnum):
@@ -94,7 +105,8 @@ def plan_details(planned: PlanMessage, spec: TransformSpec) -> Object:
             "sourceRanks": planned.source_ranks,
             "targetRanks": planned.target_ranks,
             "parameters": planned.parameters,
-            "bytes": planned.bytes,
+            "bytesNeeded": planned.bytes_needed,
+            "bytesDistinct": planned.bytes_distinct,
             "memoryBytes": planned.memory_bytes,
             "digest": planned.digest,
             **({"notes": list(planned.notes)} if planned.notes else {}),

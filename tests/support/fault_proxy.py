@@ -27,6 +27,7 @@ class Plan:
         chooses: deterministic for a seed, as far as the order of requests is.
         done: how often it was.
         requests: all, as (method, target).
+        objects: the number of bytes of the body of each answer to a GET request for an object, as far as it was sent.
         holds: text in the target of requests whose answers are held back until `released`; empty: no requests.
         held: set once one is.
         released: set by whoever has seen enough.
@@ -37,6 +38,7 @@ class Plan:
     chooses: random.Random = field(default_factory=lambda: random.Random(1))
     done: int = 0
     requests: list[tuple[str, str]] = field(default_factory=list)
+    objects: list[int] = field(default_factory=list)
     holds: str = ""
     held: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
@@ -90,6 +92,11 @@ async def _message(reader: asyncio.StreamReader, *, request: Message | None = No
     return Message(head, await reader.readexactly(int(found.header("content-length") or 0)))
 
 
+def _is_object(request: Message) -> bool:
+    method, target = request.first[:2]
+    return method == "GET" and not any(word in target for word in ("list-type", "uploads", "uploadId"))
+
+
 def _flipped(content: bytes) -> bytes:
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
@@ -132,8 +139,10 @@ class _Proxy:
         """Forward a request with its fault. Return whether the connection can be reused."""
         method, target = request.first[:2]
         self._plan.requests.append((method, target))
+        is_object = _is_object(request)
         fault = self._plan.next()
         if fault in ("busy", "expired"):
+            self._plan.objects += [0] * is_object
             refusal = _refusal("503 Slow Down", "SlowDown") if fault == "busy" else _refusal("400 Bad Request", "ExpiredToken")
             writer.write(refusal)
             await writer.drain()
@@ -148,11 +157,12 @@ class _Proxy:
             return False
         await self._plan.hold(target)
         whole = answer.head + answer.body
-        is_object = method == "GET" and "list-type" not in target and "uploads" not in target and "uploadId" not in target
         if fault == "wrong" and is_object and answer.body:
             whole = answer.head + _flipped(answer.body)
+        sent = (len(whole) + len(answer.head)) // 2 if fault in ("reset", "stall", "truncate") else len(whole)
+        self._plan.objects += [sent - len(answer.head) if answer.first[1] in ("200", "206") else 0] * is_object
         if fault in ("reset", "stall", "truncate"):
-            writer.write(whole[: (len(whole) + len(answer.head)) // 2])
+            writer.write(whole[:sent])
             await writer.drain()
             if fault == "stall":
                 await asyncio.sleep(30)

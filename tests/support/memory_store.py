@@ -11,6 +11,8 @@ from reshard.storage.protocol import Stat
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from reshard.storage.traffic import Meter
+
 
 @dataclass
 class MemoryReader:
@@ -19,6 +21,7 @@ class MemoryReader:
     version: str = "1"
     changed: int = 0
     reads: list[tuple[int, int]] = field(default_factory=list)
+    meters: list[Meter] = field(default_factory=list)
 
     @property
     def size(self) -> int:
@@ -26,6 +29,8 @@ class MemoryReader:
 
     def read(self, offset: int, length: int) -> bytes:
         self.reads.append((offset, length))
+        for meter in self.meters:
+            meter.add(length, 1)
         if offset < 0 or length < 0 or offset + length > len(self.content):
             raise StorageError("ShortRead", f"{length} bytes at {offset} are not there", where=self.name)
         return self.content[offset : offset + length]
@@ -36,6 +41,9 @@ class MemoryReader:
     def read_runs(self, view: memoryview, length: int, offsets: Sequence[int]) -> None:
         for i, offset in enumerate(offsets):
             view[i * length : (i + 1) * length] = self.read(offset, length)
+
+    def count_in(self, meter: Meter) -> None:
+        self.meters.append(meter)
 
     def close(self) -> None:
         pass

@@ -9,13 +9,13 @@ import rawfiles
 from memory_store import MemorySource, MemoryWriter
 
 from reshard.engine.execute import carry_out, moves
-from reshard.engine.gather import ReadCount
 from reshard.engine.rankfile import Conditions, produce
 from reshard.engine.task import task_of
 from reshard.plan import build_model, with_casts
 from reshard.source.files import Files
 from reshard.source.reading import read_inventory
 from reshard.spec.request import Options, Request
+from reshard.storage.traffic import Meter
 from reshard.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ def task(model: models.Model, source: str, target: str, stage: int | None = None
     return task_of(Request("memory", "nowhere", options=options), store, placed, (before, after)), store
 
 
-def written(task: Task, rank: int, count: ReadCount | None = None) -> bytes:
+def written(task: Task, rank: int, content: Meter | None = None) -> bytes:
     writer = MemoryWriter()
-    produce(task, task.planner.plan(rank), writer, Conditions(count or ReadCount()))
+    produce(task, task.planner.plan(rank), writer, Conditions(content or Meter()))
     assert len(writer.content) == task.file_size(rank)
     return bytes(writer.content)
 

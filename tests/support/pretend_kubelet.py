@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 else:
     from contextlib import contextmanager
 
-_MESSAGES = {"plan": PLAN, "ranks": {"bytesRead": 1}, "commit": COMMIT}
+_MESSAGES = {"plan": PLAN, "ranks": {"bytesFetched": 1}, "commit": COMMIT}
 _LOOK_SECONDS = 0.2
 
 

@@ -172,7 +172,7 @@ def test_the_values_of_the_option_are_the_registered_formats() -> None:
     "path", ["a.json", "reshard-manifest.json", ".a.toy", "a", "a/b.toy", "../a.toy", "a.b/../c.toy", "rank_0/.."]
 )
 def test_a_record_names_files_of_a_checkpoint_only(path: str) -> None:
-    record = encode(FileRecord(0, "0-of-1.toy", 1, "", 1, "Full"))
+    record = encode(FileRecord(0, "0-of-1.toy", 1, "", 1, 1, 0, "Full"))
     assert decode(record, FileRecord, "x").path == "0-of-1.toy"
     with pytest.raises(DataError, match="DocumentInvalid"):
         decode(record.replace(b"0-of-1.toy", path.encode()), FileRecord, "x")

@@ -337,10 +337,10 @@ def test_stages_state_the_changes_in_all_of_them(
 def test_the_changes_of_100_000_parameters_fit_into_the_record_of_a_rank(tmp_path: Path) -> None:
     state = TargetFolder(open_store(str(tmp_path)), None).task("0" * 64)
     names = [f"model.layers.{number}.mlp.experts.gate_proj.weight" for number in range(100_000)]
-    record = FileRecord(3, "rank_3/x.ckpt", 1, "xxh3-128:0", 1, "Full")
+    record = FileRecord(3, "rank_3/x.ckpt", 1, "xxh3-128:0", 1, 1, 0, "Full")
     state.record(record, dict.fromkeys(names, Loss(1 << 40, 2)))
-    state.record(FileRecord(4, "rank_4/x.ckpt", 1, "xxh3-128:0", 1, "Full"), {names[7]: Loss(1, 0)})
-    assert state.records(None) == {3: record, 4: FileRecord(4, "rank_4/x.ckpt", 1, "xxh3-128:0", 1, "Full")}
+    state.record(FileRecord(4, "rank_4/x.ckpt", 1, "xxh3-128:0", 1, 1, 0, "Full"), {names[7]: Loss(1, 0)})
+    assert state.records(None) == {3: record, 4: FileRecord(4, "rank_4/x.ckpt", 1, "xxh3-128:0", 1, 1, 0, "Full")}
     found = state.losses([3, 4], lambda: None)
     assert (len(found), found[names[7]], found[names[8]]) == (100_000, Loss((1 << 40) + 1, 2), Loss(1 << 40, 2))
 

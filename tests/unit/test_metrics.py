@@ -7,7 +7,7 @@ import dataclasses
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from pretend_cluster import COMMIT, CONFIG, PretendCluster, older
+from pretend_cluster import COMMIT, CONFIG, PLAN, PretendCluster, older
 from prometheus_client import REGISTRY
 
 from reshard_operator.metrics import Census
@@ -33,7 +33,15 @@ def phases() -> dict[str, float]:
 
 def ended() -> dict[str, float]:
     """Return the metrics that are counted when a transform ends."""
-    names = ["bytes_read_total", "bytes_written_total", "rank_duration_seconds_count", "rank_duration_seconds_sum"]
+    names = [
+        "bytes_needed_total",
+        "bytes_distinct_total",
+        "bytes_fetched_total",
+        "fetch_requests_total",
+        "bytes_written_total",
+        "rank_duration_seconds_count",
+        "rank_duration_seconds_sum",
+    ]
     found = {f"reshard_{name}": value(f"reshard_{name}") for name in names}
     for phase in ("Complete", "Failed"):
         for name in ("reshard_transform_duration_seconds_count", "reshard_transform_duration_seconds_sum"):
@@ -98,7 +106,10 @@ def test_a_transform_is_counted_in_its_phase_until_it_is_deleted() -> None:
     start, end = (datetime.fromisoformat(cluster.pretend.status[name]) for name in ("startTime", "completionTime"))
     assert (seconds := (end - start).total_seconds()) > 0
     assert {name: now - ended_before[name] for name, now in ended().items() if now != ended_before[name]} == {
-        "reshard_bytes_read_total": COMMIT["bytesRead"],
+        "reshard_bytes_needed_total": PLAN["bytesNeeded"],
+        "reshard_bytes_distinct_total": PLAN["bytesDistinct"],
+        "reshard_bytes_fetched_total": COMMIT["bytesFetched"],
+        "reshard_fetch_requests_total": COMMIT["requests"],
         "reshard_bytes_written_total": COMMIT["bytesWritten"],
         "reshard_transform_duration_seconds_count Complete": 1,
         "reshard_transform_duration_seconds_sum Complete": seconds,

@@ -25,10 +25,10 @@ import reshard
 from reshard.checkpoint.arrays import array_of, array_type
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.cli import main
-from reshard.engine.gather import ReadCount
 from reshard.errors import DataError, ReshardError
 from reshard.online.load import tensors_of
 from reshard.progress import CancelledError
+from reshard.storage.traffic import Meter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,15 +43,15 @@ def arguments(made: disk.Checkpoint, rank: int = 0) -> tuple[str, str, str, int]
 def test_every_rank_gets_exactly_its_slices(model: models.Model, kind: str, data: st.DataObject) -> None:
     made, _ = task(model, kind, kind)
     for rank in data.draw(st.lists(st.integers(0, model.target_ranks - 1), min_size=1, max_size=4, unique=True)):
-        count = ReadCount()
-        found = dict(tensors_of(made, rank, count))
+        content = Meter()
+        found = dict(tensors_of(made, rank, content))
         assert same(found, model.target(rank))
         assert all(array.flags.writeable and array.flags.c_contiguous for array in found.values())
         assert len({array.__array_interface__["data"][0] for array in found.values() if array.size}) == sum(
             1 for array in found.values() if array.size
         )
         needed = sum(array.nbytes for array in found.values())
-        assert count.nbytes <= max(1.25 * needed, needed + (4096 << 10))
+        assert content.traffic.nbytes <= max(1.25 * needed, needed + (4096 << 10))
 
 
 @pytest.mark.parametrize("kind", ["ckpt", "safetensors"])

@@ -18,6 +18,7 @@ from reshard.checkpoint.inventory import Inventory, SourceFile
 from reshard.engine.gather import SourceFiles
 from reshard.errors import BugError, DataError, StorageError
 from reshard.storage.local import LocalReader, LocalStore, descriptors
+from reshard.storage.traffic import Meter
 
 SIZE = 64
 
@@ -105,12 +106,12 @@ def test_a_file_is_not_closed_while_it_is_read(folder: Path, monkeypatch: pytest
     def late(number: int, *arguments: object) -> int:
         monkeypatch.setattr(os, "preadv", preadv)
         reader.close()
-        others.extend(LocalReader(str(folder / str(each))) for each in range(1, 100))
+        others.extend(LocalReader(str(folder / str(each)), Meter()) for each in range(1, 100))
         return preadv(number, *arguments)
 
     others: list[LocalReader] = []
     for read in ("read_into", "read_runs"):
-        reader, view = LocalReader(str(folder / "0")), memoryview(bytearray(SIZE))
+        reader, view = LocalReader(str(folder / "0"), Meter()), memoryview(bytearray(SIZE))
         monkeypatch.setattr(os, "preadv", late)
         getattr(reader, read)(view, *((0,) if read == "read_into" else (SIZE, [0])))
         assert view == content(0)
@@ -121,7 +122,7 @@ def test_a_file_is_not_closed_while_it_is_read(folder: Path, monkeypatch: pytest
 
 
 def test_a_file_that_changes_while_its_reader_has_no_descriptor_is_refused(folder: Path) -> None:
-    replaced, gone = LocalReader(str(folder / "0")), LocalReader(str(folder / "1"))
+    replaced, gone = LocalReader(str(folder / "0"), Meter()), LocalReader(str(folder / "1"), Meter())
     descriptors.READERS.close_all()
     (folder / "0").write_bytes(content(0) + b"more")
     (folder / "1").unlink()
@@ -132,7 +133,7 @@ def test_a_file_that_changes_while_its_reader_has_no_descriptor_is_refused(folde
 
 def test_readers_release_descriptors_at_the_limit_of_the_process(folder: Path, tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    readers = [LocalReader(str(folder / str(number))) for number in range(50)]
+    readers = [LocalReader(str(folder / str(number)), Meter()) for number in range(50)]
     highest = max(int(number.name) for number in Path("/proc/self/fd").iterdir())
     held = [os.open(os.devnull, os.O_RDONLY) for _ in range(5)]
     try:

@@ -28,7 +28,7 @@ def test_from_plan_to_complete() -> None:
     status = cluster.status
     assert (status["phase"], status["progress"], status["percentage"]) == ("Complete", "6/6", 100)
     assert status["plan"] == {k: v for k, v in PLAN.items() if k not in {"version", "finishedRanks", "complete"}}
-    assert (status["bytesRead"], status["bytesWritten"], status["manifest"]) == (1000, 1200, "reshard-manifest.json")
+    assert (status["bytesFetched"], status["bytesWritten"], status["manifest"]) == (900, 1200, "reshard-manifest.json")
     assert status["startTime"] <= status["completionTime"]
     assert conditions(cluster) == {"Ready": "True", "Complete": "True"}
     assert all(job["spec"]["ttlSecondsAfterFinished"] == 3600 for job in cluster.jobs.values())

@@ -184,7 +184,7 @@ def test_a_run_with_nothing_to_do_reports_what_the_first_did(server: thin_s3.Thi
     assert first.notes == result.notes == ("the pattern absent* matches no parameter",)
     for name in ("source_ranks", "target_ranks", "parameters", "digest", "complete", "committed_ranks", "stage"):
         assert getattr(result, name) == getattr(first, name), name
-    assert (result.bytes_read, result.bytes_written, result.skipped_ranks) == (0, 0, (0, 1, 2, 3))
+    assert (result.bytes_fetched, result.bytes_written, result.skipped_ranks) == (0, 0, (0, 1, 2, 3))
 
 
 def test_ranks_of_a_complete_checkpoint_are_not_written_again(server: thin_s3.ThinServer, done: Request) -> None:

@@ -256,7 +256,7 @@ def test_a_version_of_any_length_is_quoted_in_short() -> None:
 
 @given(st.data(), st.sampled_from([Manifest, FileRecord, TaskRecord, LockOwner]))
 def test_damaged_documents_are_only_ever_refused(data: st.DataObject, kind: type[msgspec.Struct]) -> None:
-    record = FileRecord(0, "rank_0/x", 1, "xxh3-128:0", 1, "Full")
+    record = FileRecord(0, "rank_0/x", 1, "xxh3-128:0", 1, 1, 0, "Full")
     content = bytearray(encode({FileRecord: record, LockOwner: LockOwner("a", "b", "c")}.get(kind, record)))
     at = data.draw(st.integers(0, len(content) - 1))
     content[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))

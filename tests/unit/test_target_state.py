@@ -98,7 +98,7 @@ def test_a_program_sees_how_far_a_verification_is(made: disk.Checkpoint, target:
     assert run(made, target) == 0
     result = reshard.verify_checkpoint(str(target), workers=1, progress=Told())
     assert phases == [("Verifying", sum(done), "bytes")]
-    assert sum(done) == result.manifest.nbytes == result.bytes_read
+    assert sum(done) == result.manifest.nbytes == result.bytes_fetched
 
 
 def test_a_commit_of_named_ranks(made: disk.Checkpoint, target: Path) -> None:

@@ -111,7 +111,7 @@ def test_results_and_the_manifest_have_durations(
     assert ranks.keys() == set(range(6))
     for record in written["files"]:
         rank = ranks[record["rank"]]
-        assert (rank["bytes_read"], rank["bytes_written"]) == (record["bytesRead"], record["size"])
+        assert (rank["bytes_fetched"], rank["bytes_written"]) == (record["bytesFetched"], record["size"])
         assert rank["seconds"] == record["seconds"] > 0
     assert main(made.arguments(tmp_path / "out", "--json")) == 0
     again = json.loads(capsys.readouterr().out)
@@ -126,11 +126,11 @@ def test_a_verification_reports_durations_and_throughput(
     assert main(["verify", str(tmp_path / "out"), "--json"]) == 0
     result, written = json.loads(capsys.readouterr().out), manifest(tmp_path / "out")
     assert (result["digest"], result["committed_ranks"], result["target_ranks"]) == (written["digest"], "0-5", 6)
-    assert [(file["rank"], file["path"], file["bytes_read"]) for file in result["files"]] == [
+    assert [(file["rank"], file["path"], file["bytes_fetched"]) for file in result["files"]] == [
         (record["rank"], record["path"], record["size"]) for record in written["files"]
     ]
     assert all(file["seconds"] > 0 for file in result["files"])
-    assert result["bytes_read"] == sum(record["size"] for record in written["files"])
+    assert result["bytes_fetched"] == sum(record["size"] for record in written["files"])
     assert result["durations"].keys() == {"verify_files"}
     assert 0 < result["durations"]["verify_files"] < result["seconds"]
     assert main(["verify", str(tmp_path / "out")]) == 0

@@ -68,7 +68,7 @@ def test_a_transform_is_a_tree_of_spans(made: disk.Checkpoint, tmp_path: Path) -
     for span in spans:
         if span.path[-1] == "write_rank":
             assert span.attributes["reshard.bytes_written"] == sizes[f"rank_{span.attributes['reshard.rank']}"]
-            assert span.attributes["reshard.bytes_read"] > 0
+            assert span.attributes["reshard.bytes_fetched"] > 0
     (whole,) = (span.attributes for span in spans if span.path == (root,))
     assert whole["reshard.bytes_written"] == sum(sizes.values())
     assert {"service.name": "reshard", "team": "a"}.items() <= collector.resource.items()

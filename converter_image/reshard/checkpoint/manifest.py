@@ -59,7 +59,10 @@ class FileRecord(_Document, frozen=True):
         size: length in bytes.
         digest: digest of the content, as "xxh3-128:<hex>" (`xxhsum -H2` computes the same). For a file that an object store has
             assembled: "etag:<its ETag>".
-        bytes_read: number of bytes read from source tensors for this file.
+        bytes_fetched: number of bytes of the source that were fetched for its tensors, see `reshard.storage.traffic.Traffic`. If
+            several ranks shared what was fetched, each has a share, and the sum is exact.
+        requests: number of requests that fetched them, likewise.
+        bytes_copied: number of bytes that an object store copied from the source.
         verified: amount of its data that was compared with the source.
         stage: pipeline stage of the source that the file was created from. null means all stages.
         sample: digest of five blocks of the file, see `reshard.storage.digest.sample_of`.
@@ -74,7 +77,9 @@ class FileRecord(_Document, frozen=True):
     path: FilePath
     size: int
     digest: str
-    bytes_read: int
+    bytes_fetched: int
+    requests: int
+    bytes_copied: int
     verified: Verified
     stage: int | None = None
     sample: str = ""
@@ -214,6 +219,9 @@ class Manifest(_Document, frozen=True):
         ranks: ranks in this checkpoint, such as "0-5".
         target_ranks: number of ranks in the target's layout.
         options: options that determine the files.
+        bytes_needed: number of bytes of source tensors that all target ranks require. What several of them require counts for
+            each.
+        bytes_distinct: number of bytes of source tensors that any target rank requires, each counted once.
         files: one record per rank. For a checkpoint written stage by stage: one per rank and stage.
         parameters: parameters in the files.
         source_only: names that only the source strategy has. They were left out.
@@ -245,6 +253,8 @@ class Manifest(_Document, frozen=True):
     ranks: str
     target_ranks: int
     options: dict[str, Any]
+    bytes_needed: int
+    bytes_distinct: int
     files: tuple[FileRecord, ...]
     parameters: tuple[ParameterRecord, ...]
     source_only: tuple[str, ...] = ()

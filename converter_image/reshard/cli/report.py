@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import console
 from reshard.cli.arguments import matching
+from reshard.engine.rankfile import content_of
 from reshard.errors import UsageError
 from reshard.pictures.captions import size, some_ranks
 from reshard.spec.ranks import parse_ranks
@@ -50,6 +51,12 @@ def transformed(request: Request, result: Result, *, as_json: bool) -> None:
         f"{ranks}: {result.parameters} parameters, {size(result.bytes_written)} in {result.seconds:.2f} s ({size(rate)}/s),"
         f" {size(result.peak_rss_bytes)} memory"
     )
+    if result.bytes_fetched or result.bytes_copied:
+        copied = f", {size(result.bytes_copied)} copied by the server" if result.bytes_copied else ""
+        console.out(
+            f"fetched {size(result.bytes_fetched)} of the source in {result.requests} requests{copied};"
+            f" needed {size(result.bytes_needed)}, {size(result.bytes_distinct)} of them distinct"
+        )
     if result.skipped_ranks:
         console.out(f"{len(result.skipped_ranks)} ranks had already been written")
     if result.complete:
@@ -73,12 +80,18 @@ def fetched(ranks: str, result: Result, *, as_json: bool) -> None:
 
 def committed(target: str, manifest: Manifest, *, as_json: bool) -> None:
     """Print the result of a commit."""
+    content = content_of(manifest.files)
     if as_json:
         console.out_json(
             {
                 "digest": manifest.digest,
                 "ranks": manifest.ranks,
                 "target_ranks": manifest.target_ranks,
+                "bytes_needed": manifest.bytes_needed,
+                "bytes_distinct": manifest.bytes_distinct,
+                "bytes_fetched": content.nbytes,
+                "requests": content.requests,
+                "bytes_copied": content.copied,
                 "bytes_written": manifest.nbytes,
                 "complete": is_whole(manifest),
                 "durations": manifest.durations,
@@ -99,14 +112,15 @@ def verified(result: VerifyResult, *, as_json: bool) -> None:
                 "digest": manifest.digest,
                 "committed_ranks": manifest.ranks,
                 "target_ranks": manifest.target_ranks,
-                "bytes_read": result.bytes_read,
+                "bytes_fetched": result.bytes_fetched,
+                "requests": result.requests,
                 "seconds": result.seconds,
                 "durations": result.durations,
                 "files": [asdict(file) for file in result.files],
             }
         )
     else:
-        rate = f" ({size(result.bytes_read / result.seconds)}/s)" if result.bytes_read else ""
+        rate = f" ({size(result.bytes_fetched / result.seconds)}/s)" if result.bytes_fetched else ""
         console.out(f"intact: {_content(manifest)}, verified in {result.seconds:.2f} s{rate}")
 
 
@@ -133,6 +147,7 @@ def planned(plan: PlanResult, *, as_json: bool) -> None:
                 "parameters": summary.parameters,
                 "excluded_parameters": list(summary.excluded),
                 "bytes_needed": summary.bytes_needed,
+                "bytes_distinct": summary.bytes_distinct,
                 "replicated_bytes": summary.replicated_bytes,
                 "copies": summary.copies,
                 "memory_bytes": plan.memory_bytes,
@@ -154,7 +169,8 @@ def planned(plan: PlanResult, *, as_json: bool) -> None:
             ("target ranks", summary.target_ranks),
             ("parameters", summary.parameters),
             *([("excluded parameters", len(summary.excluded))] if summary.excluded else []),
-            ("bytes", size(summary.bytes_needed)),
+            ("bytes needed by all ranks", size(summary.bytes_needed)),
+            ("distinct bytes of the source", size(summary.bytes_distinct)),
             ("bytes in no strategy, on every rank", size(summary.replicated_bytes)),
             ("copies", summary.copies),
             ("peak memory", size(plan.memory_bytes)),

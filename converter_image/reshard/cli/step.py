@@ -28,6 +28,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import console
 from reshard.engine.memory import MOST_WORKERS
+from reshard.engine.rankfile import content_of
 from reshard.errors import ReshardError, UsageError, printable
 from reshard.progress import CancelledError
 from reshard.spec.messages import (
@@ -103,7 +104,8 @@ def _plan(invocation: Invocation, spec: TransformSpec, request: Request) -> Plan
         source_ranks=planned.summary.source_ranks,
         target_ranks=planned.summary.target_ranks,
         parameters=planned.summary.parameters,
-        bytes=planned.summary.bytes_needed,
+        bytes_needed=planned.summary.bytes_needed,
+        bytes_distinct=planned.summary.bytes_distinct,
         memory_bytes=planned.memory_bytes,
         digest=planned.digest,
         finished_ranks=len(planned.finished_ranks),
@@ -127,7 +129,14 @@ def _ranks(invocation: Invocation, spec: TransformSpec, request: Request) -> Ran
             progress=progress,
             cancellation=invocation.cancellation,
         )
-    return RanksMessage(result.bytes_read, result.bytes_written, result.peak_rss_bytes)
+    return RanksMessage(
+        bytes_needed=result.bytes_needed,
+        bytes_distinct=result.bytes_distinct,
+        bytes_fetched=result.bytes_fetched,
+        requests=result.requests,
+        bytes_written=result.bytes_written,
+        peak_rss_bytes=result.peak_rss_bytes,
+    )
 
 
 def _commit(invocation: Invocation, _: TransformSpec, request: Request) -> CommitMessage:
@@ -144,9 +153,11 @@ def _commit(invocation: Invocation, _: TransformSpec, request: Request) -> Commi
         )
         for note in final_notes(manifest):
             progress.note(note)
+    content = content_of(manifest.files)
     return CommitMessage(
         digest=manifest.digest,
-        bytes_read=sum(record.bytes_read for record in manifest.files),
+        bytes_fetched=content.nbytes,
+        requests=content.requests,
         bytes_written=manifest.nbytes,
         rank_seconds=RankSeconds.of(record.seconds for record in manifest.files),
         manifest=MANIFEST_NAME if is_whole(manifest) else "",

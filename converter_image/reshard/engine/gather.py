@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from reshard.plan.geometry import Geometry
     from reshard.storage.ahead import Read
     from reshard.storage.protocol import Reader, ReadStore
+    from reshard.storage.traffic import Meter
 
 # Gaps between runs are read as well, as long as the total is at most this multiple of the required bytes.
 _MOST_OVERREAD = 1.25
@@ -47,13 +47,6 @@ def element_type(dtype: str) -> np.dtype[Any]:
     return np.dtype(_ELEMENT[DTYPES[dtype].itemsize])
 
 
-@dataclass
-class ReadCount:
-    """Number of bytes read from source tensors."""
-
-    nbytes: int = 0
-
-
 class SourceFiles:
     """The files of a source, opened on first use and checked against the inventory. Threads may share it.
 
@@ -62,7 +55,7 @@ class SourceFiles:
     Args:
         store: store of the files.
         inventory: inventory of the source.
-        count: counter of the bytes read.
+        content: meter of what is fetched after a file is opened and checked: the content of tensors.
         indexed: whether an index describes the source.
         planned: whether an earlier process has read the inventory. `Reader.changed` then detects a file that was replaced since
             with the same modification time.
@@ -72,7 +65,7 @@ class SourceFiles:
         self,
         store: ReadStore,
         inventory: Inventory,
-        count: ReadCount | None = None,
+        content: Meter | None = None,
         *,
         indexed: bool = False,
         planned: bool = False,
@@ -84,7 +77,7 @@ class SourceFiles:
         self._open: dict[int, Reader] = {}
         self._ahead: Ahead | None = None
         self._lock = threading.Lock()
-        self.count = count or ReadCount()
+        self._content = content
 
     def expect(self, reads: Iterable[Read], memory: int) -> None:
         """Prefetch the reads that will follow, in this order, with a limited amount of memory.
@@ -133,6 +126,8 @@ class SourceFiles:
         if not same:
             reader.close()
             raise self._changed(rank)
+        if self._content is not None:
+            reader.count_in(self._content)
         return reader
 
     def check_unchanged(self) -> None:
@@ -184,7 +179,6 @@ class Gatherer:
         ranks, entries, reader = tensor.ranks, tensor.entries, self._files.reader
         for overlap, source, target, nbytes in runs:
             reader(ranks[overlap]).read_into(into[target : target + nbytes], entries[overlap].extents[0][0] + source)
-        self._files.count.nbytes += len(into)
 
     def _read_compact(self, rank: int, entry: TensorEntry, box: Box, view: memoryview) -> None:
         itemsize = DTYPES[entry.dtype].itemsize
@@ -201,7 +195,6 @@ class Gatherer:
         elif len(entry.extents) == 1:
             base = entry.extents[0][0]
             reader.read_runs(view, length, [base + start for start in starts])
-            self._files.count.nbytes += len(view)
         else:
             for i, start in enumerate(starts):
                 self._read_range(reader, entry, start, view[i * length : (i + 1) * length])
@@ -218,7 +211,6 @@ class Gatherer:
 
     def _read_range(self, reader: Reader, entry: TensorEntry, start: int, view: memoryview) -> None:
         """Read bytes of a tensor's content, which a `.ckpt` file may hold in several pieces."""
-        self._files.count.nbytes += len(view)
         done = 0
         for offset, n in entry.located(start, len(view)):
             reader.read_into(view[done : done + n], offset)

@@ -15,7 +15,6 @@ from reshard.checkpoint.manifest import FileRecord
 from reshard.checkpoint.output import Checksum, Span
 from reshard.engine.cast import Losses
 from reshard.engine.execute import TILE_BYTES, carry_out, moves, reads, reads_of_spans
-from reshard.engine.gather import ReadCount
 from reshard.engine.servercopy import parts, split
 from reshard.engine.verify import check_file, unreadable
 from reshard.errors import BugError, DataError, ReshardError
@@ -27,6 +26,7 @@ from reshard.storage import open_store, parent_and_name
 from reshard.storage.ahead import prefetched, requests
 from reshard.storage.cancellable import CancellableReader
 from reshard.storage.digest import ContentDigest, digest_of, digest_of_version, sample_of
+from reshard.storage.traffic import Meter, Traffic
 from reshard.telemetry import phase
 
 if TYPE_CHECKING:
@@ -62,6 +62,11 @@ class Written:
     bytes_needed: int
 
 
+def content_of(records: Iterable[FileRecord]) -> Traffic:
+    """Return what was fetched in total for the tensors of these files."""
+    return Traffic.sum(Traffic(record.bytes_fetched, record.requests, record.bytes_copied) for record in records)
+
+
 @dataclass(frozen=True, slots=True)
 class Guard:
     """Conditions that stop the writing of a rank.
@@ -82,14 +87,14 @@ class Conditions:
     """The conditions for producing a rank's file.
 
     Attributes:
-        count: counter of the bytes read from the source.
+        content: meter of what is fetched of the source's tensors, without checks.
         losses: counters of the elements that casts change.
         progress: receiver of the progress.
         cancellation: object that cancels the work from another thread.
         ahead: number of bytes of the source that may be prefetched.
     """
 
-    count: ReadCount = field(default_factory=ReadCount)
+    content: Meter = field(default_factory=Meter)
     losses: Losses = field(default_factory=Losses)
     progress: Progress = field(default_factory=Silent)
     cancellation: Cancellation = field(default_factory=Cancellation)
@@ -125,15 +130,17 @@ def write_rank(
             _verify(task, plan, store, where, lambda: state.reject(path, staged=staged), guard.cancellation)
             with closing(store.open(where)) as written:
                 sample, version = sample_of(written, remote=store.remote), written.version
-            read, level = conditions.count.nbytes, task.request.options.verification
-            measured.measure(bytes_read=read, bytes_written=size)
+            fetched, level = conditions.content.traffic, task.request.options.verification
+            measured.measure(bytes_fetched=fetched.nbytes, requests=fetched.requests, bytes_written=size)
             lost = conditions.losses.total
             record = FileRecord(
                 rank=rank,
                 path=path,
                 size=size,
                 digest=digest,
-                bytes_read=read,
+                bytes_fetched=fetched.nbytes,
+                requests=fetched.requests,
+                bytes_copied=fetched.copied,
                 verified=level,
                 stage=task.stage,
                 sample=sample,
@@ -145,7 +152,7 @@ def write_rank(
             state.record(record, conditions.losses.by_name)
         finally:
             writer.abort()
-        return Written(record, plan.nbytes)
+        return Written(record, plan.nbytes_needed)
 
 
 def write_alone(task: Task, rank: int, url: str, *, share: Budget) -> None:
@@ -172,7 +179,8 @@ def write_alone(task: Task, rank: int, url: str, *, share: Budget) -> None:
             return f"{url}.rejected"
 
         _verify(task, plan, store, path, set_aside, Cancellation())
-        measured.measure(bytes_read=conditions.count.nbytes, bytes_written=size)
+        fetched = conditions.content.traffic
+        measured.measure(bytes_fetched=fetched.nbytes, requests=fetched.requests, bytes_written=size)
 
 
 def assemble(task: Task, plan: RankPlan, writer: Writer, conditions: Conditions, limits: PartLimits) -> str:
@@ -194,7 +202,7 @@ def assemble(task: Task, plan: RankPlan, writer: Writer, conditions: Conditions,
         writer.write(content)
         conditions.progress.advance(len(content))
 
-    with closing(task.source_files(conditions.count)) as files:
+    with closing(task.source_files(conditions.content)) as files:
         sent = (move for part in planned if part.rank is None for move in laid_out[part.first : part.end])
         files.expect(reads(sent), conditions.ahead)
         for part in planned:
@@ -204,7 +212,7 @@ def assemble(task: Task, plan: RankPlan, writer: Writer, conditions: Conditions,
                     writer.cut()
             else:
                 conditions.cancellation.check()
-                writer.copy(files.reader(part.rank), part.offset, part.nbytes)
+                writer.copy(files.reader(part.rank), part.offset, part.nbytes, conditions.content)
                 conditions.progress.advance(part.nbytes)
     return ""
 
@@ -253,7 +261,7 @@ def produce(task: Task, plan: RankPlan, writer: Writer, conditions: Conditions) 
         tail.update(part)
         write(part)
 
-    with closing(task.source_files(conditions.count)) as files:
+    with closing(task.source_files(conditions.content)) as files:
         crc = _crc_of_contents(plan, files, conditions) if tail.in_header else None
         files.expect(reads(moves(plan, task.pieces(plan.rank, crc))), conditions.ahead)
         steps = _until_cancelled(moves(plan, task.pieces(plan.rank, crc)), conditions.cancellation)

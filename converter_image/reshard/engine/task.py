@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.inventory import Keys, SourceFile
     from reshard.checkpoint.output import Piece
-    from reshard.engine.gather import ReadCount
     from reshard.formats.protocol import OutputFormat
     from reshard.mesh.file import LayoutFile
     from reshard.mesh.scale import Scale
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from reshard.spec.layout import LayoutDocument
     from reshard.spec.outputs import Output
     from reshard.storage.protocol import ReadStore
+    from reshard.storage.traffic import Meter
     from reshard.strategy import Strategy
 
     Strategies = tuple[Strategy | None, Strategy | None]  # source strategy and target strategy
@@ -215,9 +215,9 @@ class Task:
         last = rank == self.model.target_ranks - 1
         return last and any(p.role is Role.REPLICATED for p in self.planner.parameters(rank))
 
-    def source_files(self, count: ReadCount | None = None) -> SourceFiles:
-        """Return the source's files for reading. `count` receives the number of bytes read."""
-        return SourceFiles(self.source, self.model.inventory, count, indexed=self.indexed, planned=self.planned)
+    def source_files(self, content: Meter | None = None) -> SourceFiles:
+        """Return the source's files for reading. `content` counts what is fetched of their tensors."""
+        return SourceFiles(self.source, self.model.inventory, content, indexed=self.indexed, planned=self.planned)
 
 
 def output_tensors(planner: Planner, rank: int) -> tuple[OutputTensor, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from reshard.checkpoint.output import Span
 from reshard.engine.execute import TILE_BYTES, fill, moves, reads_of_spans
-from reshard.engine.gather import Gatherer, ReadCount
+from reshard.engine.gather import Gatherer
 from reshard.engine.memory import budget, default_workers
 from reshard.online.frameworks import tensor_maker
 from reshard.plan import prove
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from reshard.spec.keys import Encryption
     from reshard.spec.request import Replicas, SourceOnly, Verification
     from reshard.spec.rules import CastRule, PadRule, RenameRule
+    from reshard.storage.traffic import Meter
 
 
 class LoadOptions(TypedDict, total=False):
@@ -226,19 +227,17 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
     return tensors_of(replace(task, source=cancellable(task.source, cancellation)), rank, framework=framework)
 
 
-def tensors_of(
-    task: Task, rank: int, count: ReadCount | None = None, *, framework: Framework = "numpy"
-) -> Iterator[tuple[str, Any]]:
-    """Yield the tensors of a task's target rank like `iter_tensors`. `count` receives the number of bytes read."""
+def tensors_of(task: Task, rank: int, meter: Meter | None = None, *, framework: Framework = "numpy") -> Iterator[tuple[str, Any]]:
+    """Yield the tensors of a task's target rank like `iter_tensors`. `meter` counts what is fetched of the source's tensors."""
     plan = task.planner.plan(rank)
     prove(plan)
     makers = [tensor_maker(framework, each.parameter.target_dtype, each.parameter.name) for each in plan.tensors]
-    return _read(task, plan, makers, count)
+    return _read(task, plan, makers, meter)
 
 
-def _read(task: Task, plan: RankPlan, makers: Sequence[Maker], count: ReadCount | None) -> Iterator[tuple[str, Any]]:
+def _read(task: Task, plan: RankPlan, makers: Sequence[Maker], meter: Meter | None) -> Iterator[tuple[str, Any]]:
     spans = [Span(number, 0, tensor.written_nbytes) for number, tensor in enumerate(plan.tensors)]
-    with closing(task.source_files(count)) as files:
+    with closing(task.source_files(meter)) as files:
         gatherer = Gatherer(files, TILE_BYTES)
         files.expect(reads_of_spans(plan, spans), budget(1).ahead)
         for tensor, span, make in zip(plan.tensors, spans, makers, strict=True):

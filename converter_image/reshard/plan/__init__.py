@@ -4,6 +4,7 @@ The modules of this package perform no I/O, so a plan can be printed and tested 
 """
 
 from reshard.plan.balance import pack_full_tensors
+from reshard.plan.distinct import Needed, bytes_needed
 from reshard.plan.model import Kind, Model, Parameter, Role
 from reshard.plan.parameters import build_model
 from reshard.plan.passthrough import passthrough_model
@@ -14,6 +15,7 @@ from reshard.plan.summary import Summary, summarize
 __all__ = [
     "Kind",
     "Model",
+    "Needed",
     "Parameter",
     "Planner",
     "RankPlan",
@@ -21,6 +23,7 @@ __all__ = [
     "Summary",
     "TargetTensor",
     "build_model",
+    "bytes_needed",
     "pack_full_tensors",
     "passthrough_model",
     "prove",

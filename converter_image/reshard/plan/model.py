@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from reshard.checkpoint.dtypes import DTYPES
+from reshard.plan.pad import within
 
 if TYPE_CHECKING:
     from reshard.checkpoint.inventory import Inventory
@@ -83,9 +84,9 @@ class Kind:
         return self.target.box(self.target_shape, rank)
 
     def nbytes_at(self, rank: int) -> int:
-        """Bytes of the slice that a target rank (within its stage) holds, in the source's type."""
-        if self.target.uneven:
-            return self.box(rank).size * DTYPES[self.dtype].itemsize
+        """Bytes of the source that a target rank (within its stage) needs. Padding is not a part of the source."""
+        if self.target.uneven or self.new_shape is not None:
+            return within(self.box(rank), self.shape).size * DTYPES[self.dtype].itemsize
         return self.slice_nbytes
 
     @property

@@ -56,11 +56,6 @@ class TargetTensor(NamedTuple):
         return self.geometry.box.shape
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of the slice in the source's type."""
-        return self.geometry.box.size * DTYPES[self.parameter.dtype].itemsize
-
-    @property
     def written_nbytes(self) -> int:
         """Bytes of the slice in the target's type."""
         return self.geometry.box.size * DTYPES[self.parameter.target_dtype].itemsize
@@ -86,9 +81,10 @@ class TensorGroup:
     positions: tuple[Numbers, ...]
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of each slice in the source's type."""
-        return self.geometry.box.size * DTYPES[self.kind.dtype].itemsize
+    def nbytes_needed(self) -> int:
+        """Bytes of each slice that are in the source, without padding."""
+        padding = sum(box.size for box in self.geometry.padding)
+        return (self.geometry.box.size - padding) * DTYPES[self.kind.dtype].itemsize
 
     @property
     def written_nbytes(self) -> int:
@@ -118,9 +114,9 @@ class RankPlan:
         return tuple(sorted({rank for group in self.groups for rank in group.ranks}))
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors in the source's type."""
-        return sum(group.nbytes * len(group.numbers) for group in self.groups)
+    def nbytes_needed(self) -> int:
+        """Bytes of the source that the file requires."""
+        return sum(group.nbytes_needed * len(group.numbers) for group in self.groups)
 
     @property
     def written_nbytes(self) -> int:
@@ -299,13 +295,13 @@ class Planner:
 
     def parameters(self, rank: int) -> tuple[Parameter, ...]:
         """Return the parameters of a target rank's file, in the order of the model."""
-        found = self._parameters_of_group[self._group(rank)]
-        return tuple(compress(found, self._share(rank))) if self._divides else found
+        found = self.parameters_of_group[self._group(rank)]
+        return tuple(compress(found, self._share(rank))) if self.divides else found
 
     def members(self, rank: int) -> Mapping[Kind, Numbers]:
         """Return the positions of the parameters of each kind among those of a target rank's file, ascending."""
-        found = self._members_of_group[self._group(rank)]
-        if not self._divides:
+        found = self.members_of_group[self._group(rank)]
+        if not self.divides:
             return found
         share = np.asarray(self._share(rank))
         at = np.cumsum(share) - 1
@@ -317,10 +313,10 @@ class Planner:
         return self._likes[kind]
 
     def alike(self, rank: int) -> int:
-        """Return the first target rank with the same parameters in slices of the same shapes."""
+        """Return the first target rank with the same parameters in slices of the same shapes, which need equally many bytes."""
         if self.model.same:
             return self._holders.ranks_of[self._holders.structure_of[rank]][0]
-        return rank if self._divides or self._uneven else rank - rank % self.model.target_devices
+        return rank if self.divides or self._uneven else rank - rank % self.model.target_devices
 
     def _group(self, rank: int) -> int:
         """Return a key that is equal for ranks that may have the same parameters."""
@@ -329,29 +325,46 @@ class Planner:
     def _share(self, rank: int) -> Sequence[bool]:
         """Return whether a rank writes each parameter of its stage."""
         stage, local = divmod(rank, self.model.target_devices)
-        share: Sequence[bool] = self._shares[stage][local]
+        share: Sequence[bool] = self.shares[stage][local]
         return share
 
     @property
-    def _divides(self) -> bool:
+    def divides(self) -> bool:
         """Whether only one of the ranks that hold a slice writes it."""
         return self.remove_redundancy or self.once
 
     @cached_property
     def _uneven(self) -> bool:
-        """Whether slices of a parameter may have different shapes."""
-        return any(kind.target.uneven for kind in self.model.kinds)
+        """Whether ranks may hold different numbers of elements of a parameter, or need different numbers of the source's."""
+        return any(kind.target.uneven or kind.new_shape is not None for kind in self.model.kinds)
 
     @cached_property
     def _holders(self) -> Holders:
         return Holders(self.model)
 
     @cached_property
-    def _shares(self) -> tuple[Shares, ...]:
-        return tuple(shares(parameters, self.model.target_devices, every=self.once) for parameters in self._parameters_of_group)
+    def shares(self) -> tuple[Shares, ...]:
+        """Which ranks of each target stage write each parameter, if each slice is written once."""
+        return tuple(shares(parameters, self.model.target_devices, every=self.once) for parameters in self.parameters_of_group)
+
+    def writers(self, stage: int, number: int, members: tuple[int, ...]) -> tuple[int, ...]:
+        """Return those of some ranks of a target stage that write a parameter."""
+        if not self.divides:
+            return members
+        share = self.shares[stage][:, number]
+        return tuple(member for member in members if share[member])
 
     @cached_property
-    def _parameters_of_group(self) -> tuple[tuple[Parameter, ...], ...]:
+    def read_again(self) -> frozenset[str]:
+        """Names of source tensors that several parameters are made of, because target stages have different layouts."""
+        found: dict[str, int] = defaultdict(int)
+        for parameter in self.model.parameters:
+            found[parameter.source_name] += 1
+        return frozenset(name for name, count in found.items() if count > 1)
+
+    @cached_property
+    def parameters_of_group(self) -> tuple[tuple[Parameter, ...], ...]:
+        """Parameters of each target stage. If ranks keep their own tensors: of each structure of the source."""
         model = self.model
         count = len(model.inventory.structures) if model.same else model.target_stages
         groups: list[list[Parameter]] = [[] for _ in range(count)]
@@ -361,9 +374,10 @@ class Planner:
         return tuple(map(tuple, groups))
 
     @cached_property
-    def _members_of_group(self) -> tuple[dict[Kind, Numbers], ...]:
+    def members_of_group(self) -> tuple[dict[Kind, Numbers], ...]:
+        """Positions of the parameters of each kind among those of a group, ascending."""
         found = []
-        for parameters in self._parameters_of_group:
+        for parameters in self.parameters_of_group:
             numbers: dict[Kind, list[int]] = defaultdict(list)
             for number, parameter in enumerate(parameters):
                 numbers[parameter.kind].append(number)
@@ -373,11 +387,11 @@ class Planner:
     def _names(self, rank: int) -> Numbers:
         """Return the number of the source name of each parameter of a target rank's file."""
         found = self._names_of_group[self._group(rank)]
-        return found[np.asarray(self._share(rank))] if self._divides else found
+        return found[np.asarray(self._share(rank))] if self.divides else found
 
     @cached_property
     def _names_of_group(self) -> tuple[Numbers, ...]:
-        return tuple(map(self._tables.names, self._parameters_of_group))
+        return tuple(map(self._tables.names, self.parameters_of_group))
 
     @cached_property
     def _tables(self) -> Tables:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from reshard.plan.distinct import bytes_needed
 from reshard.plan.model import Role
 
 if TYPE_CHECKING:
@@ -25,12 +26,13 @@ class Summary:
         target_ranks: number of target ranks.
         parameters: number of parameters that are written.
         excluded: names of source parameters that patterns or rename rules omit.
-        bytes_needed: number of source bytes that the planned ranks require. Replicas are counted for each rank.
+        bytes_needed: number of source bytes that the planned ranks require. What several ranks require counts for each.
+        bytes_distinct: number of source bytes that any planned rank requires, each counted once.
         replicated_bytes: share of `bytes_needed` for parameters that every rank gets whole, because no strategy names them.
         copies: number of boxes to copy.
         most_copies: largest number of boxes to copy for one planned rank.
         sources: source ranks that each planned target rank reads, in ascending order.
-        rank_bytes: number of bytes of each planned target rank.
+        rank_bytes: number of source bytes that each planned target rank requires.
     """
 
     source_ranks: int
@@ -38,6 +40,7 @@ class Summary:
     parameters: int
     excluded: tuple[str, ...]
     bytes_needed: int
+    bytes_distinct: int
     replicated_bytes: int
     copies: int
     most_copies: int
@@ -78,6 +81,7 @@ def summarize(model: Model, planner: Planner, ranks: Sequence[int]) -> Summary:
         parameters=len({p.name for p in model.parameters}),
         excluded=(*model.excluded, *model.excluded_by_rename),
         bytes_needed=sum(rank_bytes.values()),
+        bytes_distinct=bytes_needed(planner, ranks).distinct,
         replicated_bytes=replicated_bytes,
         copies=copies,
         most_copies=most_copies,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from reshard.checkpoint.encryption import BlockTable, Known
     from reshard.spec.keys import Encryption
     from reshard.storage.protocol import Reader, ReadStore, Stat
+    from reshard.storage.traffic import Meter
 
 # Number of bytes decrypted at a time: what was read stays in the CPU cache. Reads over a network are never split.
 _PIECE_BYTES = 64 << 10
@@ -74,6 +75,10 @@ class DecryptingReader(BoundedReader):
     def read_runs(self, view: memoryview, length: int, offsets: Sequence[int]) -> None:
         """See `Reader.read_runs`."""
         read_spans(self.read_into, view, length, offsets, gap=GAP_BYTES if self._remote else _GAP_BYTES, most=_LONGEST_SPAN)
+
+    def count_in(self, meter: Meter) -> None:
+        """See `Reader.count_in`. Counts the ciphertext."""
+        self._sealed.count_in(meter)
 
     def close(self) -> None:
         """See `Reader.close`."""

@@ -34,7 +34,8 @@ class PlanMessage(StepMessage, frozen=True):
     source_ranks: _Ranks
     target_ranks: _Ranks
     parameters: _Count
-    bytes: _Count
+    bytes_needed: _Count
+    bytes_distinct: _Count
     memory_bytes: _Count
     digest: str
     finished_ranks: _Count = 0
@@ -45,7 +46,10 @@ class PlanMessage(StepMessage, frozen=True):
 class RanksMessage(StepMessage, frozen=True):
     """The report of one pod of the ranks step."""
 
-    bytes_read: _Count
+    bytes_needed: _Count
+    bytes_distinct: _Count
+    bytes_fetched: _Count
+    requests: _Count
     bytes_written: _Count
     peak_rss_bytes: _Count
 
@@ -78,14 +82,16 @@ class CommitMessage(StepMessage, frozen=True):
 
     Attributes:
         digest: digest of the task that was committed.
-        bytes_read: number of bytes read from source tensors.
+        bytes_fetched: number of bytes of the source that were fetched for its tensors.
+        requests: number of requests that fetched them.
         bytes_written: number of bytes written to files.
         manifest: name of the manifest. Empty if other transforms still have to write stages of this checkpoint.
         rank_seconds: durations of the ranks.
     """
 
     digest: str
-    bytes_read: _Count
+    bytes_fetched: _Count
+    requests: _Count
     bytes_written: _Count
     manifest: str
     rank_seconds: RankSeconds = RankSeconds()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from reshard.storage.protocol import Reader
+    from reshard.storage.traffic import Meter
 
 # File number, offset, length.
 Read = tuple[int, int, int]
@@ -141,7 +142,6 @@ class Ahead:
         self._pool = ThreadPoolExecutor(memory // self._request_bytes, thread_name_prefix="reshard-fetch")
         self._fetched: deque[_Fetched] = deque()
         self._idle: list[mmap] = []  # own pages, which return to the system: a heap would keep and fragment them
-        self.nbytes = 0
 
     def reader(self, file: int) -> Reader:
         """Return a reader of a file that uses fetched bytes."""
@@ -155,7 +155,6 @@ class Ahead:
                 for _ in range(passed):
                     self._let_go()
                 return
-        self.nbytes += len(view)
         self._opened(file).read_into(view, offset)
 
     def close(self) -> None:
@@ -182,7 +181,6 @@ class Ahead:
                 fetched.starts.setdefault(found.file, []).append(found.start)
                 fetched.ranges.setdefault(found.file, []).append((found, at, requests))
                 at += found.end - found.start
-            self.nbytes += total
             self._fetched.append(fetched)
 
     def _request(self, found: Range, start: int, view: memoryview) -> None:
@@ -206,6 +204,7 @@ class _AheadReader:
 
     def __init__(self, ahead: Ahead, file: int, opened: Reader) -> None:
         self._ahead, self._file = ahead, file
+        self._opened = opened
         self.name, self.size, self.version, self.changed = opened.name, opened.size, opened.version, opened.changed
 
     def read(self, offset: int, length: int) -> bytes:
@@ -223,6 +222,10 @@ class _AheadReader:
         read_into, file = self._ahead.read_into, self._file
         for at, offset in enumerate(offsets):
             read_into(file, view[at * length : (at + 1) * length], offset)
+
+    def count_in(self, meter: Meter) -> None:
+        """See `Reader.count_in`. Counts what is fetched from now on, also ahead of its use."""
+        self._opened.count_in(meter)
 
     def close(self) -> None:
         """See `Reader.close`. Does nothing, because the caller of `Ahead` closes the file."""

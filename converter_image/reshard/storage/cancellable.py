@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from reshard.storage.protocol import Reader, ReadStore, Stat
+    from reshard.storage.traffic import Meter
 
 
 class CancellableStore:
@@ -74,6 +75,10 @@ class CancellableReader:
         """See `Reader.read_runs`."""
         self._check()
         self._reader.read_runs(view, length, offsets)
+
+    def count_in(self, meter: Meter) -> None:
+        """See `Reader.count_in`."""
+        self._reader.count_in(meter)
 
     def close(self) -> None:
         """See `Reader.close`."""

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Iterable, Sequence
 
+    from reshard.storage.traffic import Meter
+
 # Name of a file that a storage may write to detect its capabilities.
 PROBE = ".reshard/probe"
 
@@ -113,6 +115,9 @@ class Reader(Protocol):
             StorageError: reading failed, or the file ends before.
         """
 
+    def count_in(self, meter: Meter) -> None:
+        """Count in this meter too what is fetched from now on. The store counts everything that its readers fetch."""
+
     def close(self) -> None:
         """Release the file."""
 
@@ -127,10 +132,11 @@ class Writer(Protocol):
             OutputError, StorageError: the bytes cannot be written.
         """
 
-    def copy(self, reader: Reader, offset: int, length: int) -> None:
+    def copy(self, reader: Reader, offset: int, length: int, meter: Meter) -> None:
         """Append bytes of a file in another store without transferring them to this process, see `Store.copies_from`.
 
-        Each copy is a part of the upload, and so are the bytes written between two copies, see `Store.part_limits`.
+        Each copy is a part of the upload, and so are the bytes written between two copies, see `Store.part_limits`. The meter
+        counts what the server has copied.
 
         Raises:
             DataError: the file has changed since it was opened.

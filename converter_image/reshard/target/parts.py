@@ -116,6 +116,8 @@ def unite(manifests: Sequence[Manifest]) -> Manifest:
             ranks=sum(part.source.ranks for part in parts),
             nbytes=sum(part.source.nbytes for part in parts),
         ),
+        bytes_needed=sum(manifest.bytes_needed for manifest in manifests),
+        bytes_distinct=sum(manifest.bytes_distinct for manifest in manifests),
         parameters=_parameters(manifests),
         source_only=_names(manifest.source_only for manifest in manifests),
         excluded=_names(manifest.excluded for manifest in manifests),

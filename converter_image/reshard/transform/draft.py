@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from reshard.checkpoint.manifest import SCHEMA, LayoutRecord, Manifest, ParameterRecord, SourceRecord, StageRecord
 from reshard.engine.task import keys_of
-from reshard.plan import unapplied, unmatched_patterns
+from reshard.plan import bytes_needed, unapplied, unmatched_patterns
 from reshard.spec.ranks import format_ranks
 from reshard.spec.request import request_key
 from reshard.version import __version__
@@ -40,6 +40,7 @@ def draft_manifest(task: Task, durations: Mapping[str, float]) -> Manifest:
         files=task.request.options.files,
         some=task.selected.some,
     )
+    needed = bytes_needed(task.planner, task.ranks)
     return Manifest(
         schema=SCHEMA,
         version=__version__,
@@ -49,6 +50,8 @@ def draft_manifest(task: Task, durations: Mapping[str, float]) -> Manifest:
         ranks="",
         target_ranks=model.target_ranks,
         options=request_key(task.request),
+        bytes_needed=needed.total,
+        bytes_distinct=needed.distinct,
         files=(),
         parameters=tuple(_parameter(parameter, keys_of(model, parameter)) for parameter in model.parameters),
         source_only=model.source_only,

@@ -131,7 +131,7 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
     try:
         if fully and (marked := sum(file.size for file in inventory.checkable)):
             progress.begin("Checking CRCs", marked, "bytes")
-            with phase("check_crcs", bytes_read=marked):
+            with phase("check_crcs", bytes_checked=marked):
                 check_crcs(store, inventory, workers=workers, advance=progress.advance)
         with phase("compare_replicas"):
             inconsistent = check_copies(

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 from reshard.engine.memory import budget, default_workers, peak_rss_bytes
 from reshard.engine.notes import some
-from reshard.engine.rankfile import Guard, Written, write_rank
+from reshard.engine.rankfile import Guard, Written, content_of, write_rank
 from reshard.errors import AccessError, DataError, LockedError, MissingInputError, RequestError
+from reshard.plan import bytes_needed
 from reshard.progress import Cancellation, Silent
+from reshard.storage.traffic import metered
 from reshard.target.folder import LOCK
 from reshard.target.lock import STALE_SECONDS, live_writers, locked, writing
 from reshard.target.parts import final_notes, is_whole
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from reshard.engine.task import Task
     from reshard.progress import Progress
     from reshard.spec.request import Request
+    from reshard.storage.traffic import Meter
     from reshard.target.folder import TargetFolder, TaskState
     from reshard.target.snapshot import TargetSnapshot, TaskRecord
     from reshard.telemetry import Phase
@@ -52,13 +55,17 @@ class RankResult:
 
     Attributes:
         rank: number of the target rank.
-        bytes_read: number of bytes read from source tensors.
+        bytes_needed: number of bytes of source tensors that it requires.
+        bytes_fetched: number of bytes of the source that were fetched for its tensors.
+        requests: number of requests that fetched them.
         bytes_written: number of bytes of its file.
         seconds: duration of writing and verifying the file.
     """
 
     rank: int
-    bytes_read: int
+    bytes_needed: int
+    bytes_fetched: int
+    requests: int
     bytes_written: int
     seconds: float
 
@@ -71,8 +78,15 @@ class Result:
         source_ranks: number of source ranks.
         target_ranks: number of target ranks.
         parameters: number of written parameters.
-        bytes_needed: number of bytes of source tensors that the ranks written in this run require.
-        bytes_read: number of bytes read from source tensors.
+        bytes_needed: number of bytes of source tensors that the ranks written in this run require. What several of them require
+            counts for each.
+        bytes_distinct: number of bytes of source tensors that any of these ranks requires, each counted once.
+        bytes_fetched: number of bytes of the source that were fetched for the tensors of these ranks.
+        requests: number of requests that fetched them, see `reshard.storage.traffic.Traffic`.
+        bytes_copied: number of bytes of the source that the object store copied to the target.
+        other_bytes_fetched: number of bytes that were fetched for everything else: headers, strategies, samples, comparisons,
+            verification, the state of the target, and ranks that failed.
+        other_requests: number of requests that fetched them.
         bytes_written: number of bytes written to files. If no file was written: of the index files.
         seconds: duration in seconds.
         peak_rss_bytes: peak memory of the process.
@@ -91,7 +105,12 @@ class Result:
     target_ranks: int
     parameters: int
     bytes_needed: int
-    bytes_read: int
+    bytes_distinct: int
+    bytes_fetched: int
+    requests: int
+    bytes_copied: int
+    other_bytes_fetched: int
+    other_requests: int
     bytes_written: int
     seconds: float
     peak_rss_bytes: int
@@ -154,14 +173,14 @@ def transform_checkpoint(
             _tidy(preflight.target, preflight.snapshot)
         return [], preflight.snapshot.manifest_for(preflight.task)
 
-    with operation("transform_checkpoint") as measured:
+    with operation("transform_checkpoint") as measured, metered() as meter:
         inputs = Inputs(request, cancellation)
         target = open_target(inputs)
         if commit:
             with phase("check_target"):
                 found = find_complete(inputs, target, cancellation, thorough=thorough)
             if found is not None:
-                return _nothing_to_do(found, progress, measured)
+                return _nothing_to_do(found, progress, measured, meter)
         preflight = prepared(inputs, target, resumable=not commit)
         try:
             written, manifest = carry_out(preflight)
@@ -171,11 +190,16 @@ def transform_checkpoint(
             # The source has changed, so everything is read again.
             preflight = _prepared_again(preflight, error, partial(prepared, Inputs(request, cancellation), target))
             written, manifest = carry_out(preflight)
-        return _result(preflight, written, manifest, progress, measured)
+        return _result(preflight, written, manifest, progress, measured, meter)
 
 
 def _result(
-    preflight: Preflight, written: list[Written], manifest: Manifest | None, progress: Progress, measured: Phase
+    preflight: Preflight,
+    written: list[Written],
+    manifest: Manifest | None,
+    progress: Progress,
+    measured: Phase,
+    meter: Meter,
 ) -> Result:
     """Return the result of a run that wrote ranks."""
     task = preflight.task
@@ -187,19 +211,25 @@ def _result(
     if manifest is not None and not preflight.complete:
         index_bytes += manifest.index.size if manifest.index is not None else 0
         index_bytes += 0 if written else sum(map(len, documents_of(manifest).values()))
-    bytes_read = sum(w.record.bytes_read for w in written)
-    bytes_written = sum(w.record.size for w in written) + index_bytes
-    measured.measure(digest=task.digest, bytes_read=bytes_read, bytes_written=bytes_written)
+    records = [each.record for each in written]
+    total, content = meter.traffic, content_of(records)
+    bytes_written = sum(record.size for record in records) + index_bytes
+    measured.measure(digest=task.digest, bytes_fetched=content.nbytes, requests=content.requests, bytes_written=bytes_written)
     return Result(
         source_ranks=task.model.source_ranks,
         target_ranks=task.model.target_ranks,
         parameters=len({p.name for p in task.model.parameters}),
         bytes_needed=sum(w.bytes_needed for w in written),
-        bytes_read=bytes_read,
+        bytes_distinct=bytes_needed(task.planner, [record.rank for record in records]).distinct,
+        bytes_fetched=content.nbytes,
+        requests=content.requests,
+        bytes_copied=content.copied,
+        other_bytes_fetched=total.nbytes - content.nbytes,
+        other_requests=total.requests - content.requests,
         bytes_written=bytes_written,
         seconds=measured.seconds,
         peak_rss_bytes=peak_rss_bytes(),
-        skipped_ranks=tuple(sorted({*task.scope} - {w.record.rank for w in written})),
+        skipped_ranks=tuple(sorted({*task.scope} - {record.rank for record in records})),
         digest=task.digest,
         complete=covers(whole, task),
         committed_ranks=manifest.ranks if manifest is not None else "",
@@ -207,7 +237,11 @@ def _result(
         stage=task.stage,
         durations=durations(),
         source_unit=task.model.source_unit,
-        ranks=tuple(RankResult(w.record.rank, w.record.bytes_read, w.record.size, w.record.seconds) for w in written),
+        ranks=tuple(
+            RankResult(r.rank, each.bytes_needed, r.bytes_fetched, r.requests, r.size, r.seconds)
+            for each in written
+            for r in (each.record,)
+        ),
     )
 
 
@@ -256,8 +290,10 @@ def _carry_out(
         guard = Guard(lambda: _check_ours(state, check_lock), Cancellation(cancellation), str(this_process()))
         with phase("write_ranks", ranks=len(left)) as measured:
             written = _write_ranks(task, state, left, document, workers, progress, guard)
-            bytes_read, bytes_written = (sum(w.record.bytes_read for w in written), sum(w.record.size for w in written))
-            measured.measure(bytes_read=bytes_read, bytes_written=bytes_written)
+            records = [each.record for each in written]
+            content = content_of(records)
+            bytes_written = sum(record.size for record in records)
+            measured.measure(bytes_fetched=content.nbytes, requests=content.requests, bytes_written=bytes_written)
         if not commit:
             return written, snapshot.manifest_for(task)
         check_lock()
@@ -266,7 +302,7 @@ def _carry_out(
         return written, commit_task(target, document, snapshot, ranks, cancellation)
 
 
-def _nothing_to_do(found: Complete, progress: Progress, measured: Phase) -> Result:
+def _nothing_to_do(found: Complete, progress: Progress, measured: Phase, meter: Meter) -> Result:
     """Return the result of a run that found everything finished."""
     _tidy(found.target, found.snapshot)
     manifest = found.manifest
@@ -278,7 +314,12 @@ def _nothing_to_do(found: Complete, progress: Progress, measured: Phase) -> Resu
         target_ranks=manifest.target_ranks,
         parameters=len({p.name for p in manifest.parameters}),
         bytes_needed=0,
-        bytes_read=0,
+        bytes_distinct=0,
+        bytes_fetched=0,
+        requests=0,
+        bytes_copied=0,
+        other_bytes_fetched=meter.traffic.nbytes,
+        other_requests=meter.traffic.requests,
         bytes_written=0,
         seconds=measured.seconds,
         peak_rss_bytes=peak_rss_bytes(),

@@ -18,6 +18,7 @@ from reshard.spec.request import Options
 from reshard.storage import open_store
 from reshard.storage.cancellable import CancellableReader
 from reshard.storage.digest import is_version, matches, sample_of
+from reshard.storage.traffic import Meter
 from reshard.target.folder import TargetFolder
 from reshard.target.parts import listed_ranks
 from reshard.telemetry import durations, operation, phase
@@ -40,13 +41,16 @@ class FileResult:
     Attributes:
         rank: number of the target rank.
         path: path relative to the checkpoint.
-        bytes_read: size of the file in bytes. 0 means that its ETag was compared instead of its content.
+        bytes_fetched: number of bytes that were fetched to compare the file. 0 means that its ETag was compared instead of its
+            content.
+        requests: number of requests that fetched them, see `reshard.storage.traffic.Traffic`.
         seconds: duration of the comparison.
     """
 
     rank: int
     path: str
-    bytes_read: int
+    bytes_fetched: int
+    requests: int
     seconds: float
 
 
@@ -67,9 +71,14 @@ class VerifyResult:
     durations: dict[str, float]
 
     @property
-    def bytes_read(self) -> int:
-        """Total bytes of the files whose content was read."""
-        return sum(file.bytes_read for file in self.files)
+    def bytes_fetched(self) -> int:
+        """Total number of bytes that were fetched to compare the files."""
+        return sum(file.bytes_fetched for file in self.files)
+
+    @property
+    def requests(self) -> int:
+        """Total number of requests that fetched them."""
+        return sum(file.requests for file in self.files)
 
 
 def verify_checkpoint(
@@ -112,7 +121,7 @@ def verify_checkpoint(
         files = _verify_files(
             target.store, manifest, documents, workers or default_workers(), progress, cancellation or Cancellation()
         )
-        measured.measure(bytes_read=sum(file.bytes_read for file in files))
+        measured.measure(bytes_fetched=sum(file.bytes_fetched for file in files), requests=sum(file.requests for file in files))
         return VerifyResult(manifest, measured.seconds, files, durations())
 
 
@@ -133,8 +142,9 @@ def _verify_files(
     progress.begin("Verifying", sum(record.size for record in manifest.files), "bytes")
     incomparable: list[str] = []
 
-    def damage(record: FileRecord) -> str | None:
+    def damage(record: FileRecord, meter: Meter) -> str | None:
         with closing(CancellableReader(store.open(record.path), cancellation.check)) as reader:
+            reader.count_in(meter)
             if reader.size != record.size:
                 return f"{record.path} has {reader.size} bytes instead of {record.size}"
             if matches(reader, record.digest, progress.advance, remote=store.remote):
@@ -145,16 +155,16 @@ def _verify_files(
         return f"the content of {record.path} has changed"
 
     def check(record: FileRecord) -> tuple[FileResult, str | None]:
-        started = time.perf_counter()
-        found = damage(record)
+        started, meter = time.perf_counter(), Meter()
+        found = damage(record, meter)
         seconds = round(time.perf_counter() - started, 6)
-        return FileResult(record.rank, record.path, 0 if is_version(record.digest) else record.size, seconds), found
+        return FileResult(record.rank, record.path, meter.traffic.nbytes, meter.traffic.requests, seconds), found
 
     with phase("verify_files", files=len(manifest.files)) as measured:
         changed = changed_documents(store, documents)
         checked = list(parallel(check, manifest.files, at_once=workers))
         files = tuple(file for file, _ in checked)
-        measured.measure(bytes_read=sum(file.bytes_read for file in files))
+        measured.measure(bytes_fetched=sum(file.bytes_fetched for file in files), requests=sum(file.requests for file in files))
     damaged = [found for _, found in checked if found] + [f"the content of {name} has changed" for name in changed]
     if damaged:
         more = f" (and {len(damaged) - 1} more files)" if len(damaged) > 1 else ""

@@ -14,6 +14,8 @@ from reshard.storage.local.failures import failures
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from reshard.storage.traffic import Meter
+
 
 class LocalReader:
     """A file of a local store. If its descriptor is closed between two reads, the file is opened and checked again.
@@ -27,10 +29,11 @@ class LocalReader:
         descriptor: open descriptor, or None if it is closed.
     """
 
-    __slots__ = ("_closed", "_lock", "changed", "descriptor", "name", "recently_read", "size", "version")
+    __slots__ = ("_closed", "_lock", "_meters", "changed", "descriptor", "name", "recently_read", "size", "version")
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, meter: Meter) -> None:
         self.name = path
+        self._meters: tuple[Meter, ...] = (meter,)
         self.recently_read = True  # or it would be the first to be closed
         self.descriptor: Descriptor | None = None
         self._closed = False
@@ -49,6 +52,7 @@ class LocalReader:
         file = self._opened()
         with failures(self.name):
             content = os.pread(file.number, length, offset)
+        self._count(len(content), 1)
         if len(content) < length:  # the system returns at most 2 GiB at once
             rest = bytearray(length - len(content))
             self.read_into(memoryview(rest), offset + len(content))
@@ -58,7 +62,7 @@ class LocalReader:
     def read_into(self, view: memoryview, offset: int) -> None:
         """See `Reader.read_into`."""
         file = self._opened()
-        done = 0
+        done = calls = 0
         while done < len(view):
             try:
                 n = os.preadv(file.number, [view[done:] if done else view], offset + done)
@@ -71,18 +75,29 @@ class LocalReader:
                 ) from error
             if n == 0:
                 self._ends_early(offset, len(view))
-            done += n
+            done, calls = done + n, calls + 1
+        self._count(done, calls)
 
     def read_runs(self, view: memoryview, length: int, offsets: Sequence[int]) -> None:
         """See `Reader.read_runs`. Makes one system call for each run."""
         file = self._opened()  # the reference keeps the number valid
-        number, preadv, at = file.number, os.preadv, 0
+        number, preadv, at, missing = file.number, os.preadv, 0, 0
         with failures(self.name):
             for offset in offsets:
                 run = view[at : at + length]
-                if preadv(number, (run,), offset) != length:
-                    self.read_into(run, offset)
+                if (n := preadv(number, (run,), offset)) != length:
+                    self.read_into(run[n:], offset + n)
+                    missing += length - n
                 at += length
+        self._count(at - missing, len(offsets))
+
+    def count_in(self, meter: Meter) -> None:
+        """See `Reader.count_in`."""
+        self._meters = (*self._meters, meter)
+
+    def _count(self, nbytes: int, calls: int) -> None:
+        for meter in self._meters:
+            meter.add(nbytes, calls)
 
     def close(self) -> None:
         """See `Reader.close`."""

@@ -18,6 +18,7 @@ from reshard.storage.local.filesystem import FileSystem
 from reshard.storage.local.reader import LocalReader, changed_of, version_of
 from reshard.storage.local.writer import LocalWriter
 from reshard.storage.protocol import Stat, WriteCost
+from reshard.storage.traffic import current_meter
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -34,6 +35,7 @@ class LocalStore:
         self.remote = False
         self.renames = True
         self._system = FileSystem()
+        self._meter = current_meter()
 
     @property
     def notes(self) -> Sequence[str]:
@@ -103,7 +105,7 @@ class LocalStore:
 
     def open(self, path: str) -> LocalReader:
         """See `Store.open`."""
-        return LocalReader(self._at(path))
+        return LocalReader(self._at(path), self._meter)
 
     def read(self, path: str, limit: int) -> bytes:
         """See `Store.read`."""

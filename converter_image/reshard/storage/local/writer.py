@@ -15,6 +15,7 @@ from reshard.storage.local.filesystem import write_all
 if TYPE_CHECKING:
     from reshard.storage.local.filesystem import FileSystem
     from reshard.storage.protocol import Reader
+    from reshard.storage.traffic import Meter
 
 # Written bytes are handed to the disk in steps of this size while later ones are still being computed, so that the final
 # fsync finds little left to do. Once they are on the disk, they leave the page cache, which uses the memory for the next bytes:
@@ -58,8 +59,9 @@ class LocalWriter:
                 os.posix_fadvise(self._file, start, self._offset - start, os.POSIX_FADV_DONTNEED)
             self._handed_over = self._offset
 
-    def copy(self, reader: Reader, offset: int, length: int) -> None:
+    def copy(self, reader: Reader, offset: int, length: int, meter: Meter) -> None:
         """See `Writer.copy`. Always raises an error, because a local store cannot copy from other stores."""
+        del meter
         raise BugError(
             "Internal",
             f"a local file cannot copy {length} bytes at byte {offset} of {reader.name} on a server",

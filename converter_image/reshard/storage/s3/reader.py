@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from botocore import exceptions as boto
 
@@ -15,10 +16,12 @@ from reshard.storage.s3.retries import retrying
 from reshard.storage.spans import read_spans
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from botocore.client import BaseClient
     from botocore.response import StreamingBody
+
+    from reshard.storage.traffic import Meter
 
 # A response is read in pieces that take about a second, so that a slow one is noticed and requested again.
 _SMALLEST_PIECE = 1 << 10
@@ -32,8 +35,9 @@ _LONGEST_SPAN = 4 << 20
 class S3Reader(BoundedReader):
     """One version of an object. If the object changes, reads raise an error."""
 
-    def __init__(self, client: BaseClient, bucket: str, key: str, *, size: int, version: str) -> None:
+    def __init__(self, client: BaseClient, bucket: str, key: str, meter: Meter, *, size: int, version: str) -> None:
         self._client, self._bucket, self._key = client, bucket, key
+        self._meters: tuple[Meter, ...] = (meter,)
         self.name = f"s3://{bucket}/{key}"
         self.size = size
         self.version = version
@@ -54,19 +58,48 @@ class S3Reader(BoundedReader):
         """See `Reader.read_runs`. Gaps are read too, if that takes less time than another request."""
         read_spans(self.read_into, view, length, offsets, gap=GAP_BYTES, most=_LONGEST_SPAN)
 
+    def count_in(self, meter: Meter) -> None:
+        """See `Reader.count_in`."""
+        self._meters = (*self._meters, meter)
+
     def close(self) -> None:
         """See `Reader.close`. Does nothing, because no connection is open between requests."""
 
     def _request(self, view: memoryview, offset: int) -> None:
         last = offset + len(view) - 1
-        found = self._client.get_object(Bucket=self._bucket, Key=self._key, Range=f"bytes={offset}-{last}", IfMatch=self.version)
-        body = found["Body"]
-        try:
+        named = {"Bucket": self._bucket, "Key": self._key, "Range": f"bytes={offset}-{last}", "IfMatch": self.version}
+        with response(self._client, self._meters, **named) as found:
             if found["ContentLength"] != len(view):
                 raise boto.IncompleteReadError(actual_bytes=found["ContentLength"], expected_bytes=len(view))
-            receive(body, view)
+            receive(found["Body"], view)
+
+
+@contextmanager
+def response(client: BaseClient, meters: Iterable[Meter], **named: str) -> Iterator[dict[str, Any]]:
+    """Yield the response to a GET request for an object.
+
+    The meters count the requests, including those that botocore repeats, and the bytes of the body that have been received, even
+    if the response breaks off.
+    """
+    received, requests = 0, 1
+    try:
+        found = client.get_object(**named)
+        requests = _requests(found)
+        try:
+            yield found
         finally:
-            body.close()
+            received = found["Body"].tell()
+            found["Body"].close()
+    except boto.ClientError as error:
+        requests = _requests(error.response)
+        raise
+    finally:
+        for meter in meters:
+            meter.add(received, requests)
+
+
+def _requests(answer: dict[str, Any]) -> int:
+    return 1 + int(answer.get("ResponseMetadata", {}).get("RetryAttempts", 0))
 
 
 def receive(body: StreamingBody, view: memoryview) -> None:

@@ -17,10 +17,11 @@ from reshard.storage.s3.client import client_of
 from reshard.storage.s3.deletion import Deleter
 from reshard.storage.s3.failures import MISSING, code_of, date_of, failures, without_credentials
 from reshard.storage.s3.parts import LONGEST_COPY, MOST_PARTS, SMALLEST_PART, buffers, part_size
-from reshard.storage.s3.reader import S3Reader, receive
+from reshard.storage.s3.reader import S3Reader, receive, response
 from reshard.storage.s3.retries import retrying
 from reshard.storage.s3.upload import S3Writer
 from reshard.storage.s3.uploads import Uploads
+from reshard.storage.traffic import current_meter
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -79,6 +80,7 @@ class S3Store:
         self._bucket, self._prefix = bucket, prefix
         self._storage_options = storage_options
         self._client = client_of(storage_options)
+        self._meter = current_meter()
         self._checksums = Checksums(storage_options.checksums, self._client, self._named(PROBE))
         self._deleter = Deleter(self._client, bucket)
         self._uploads = Uploads(self._client, bucket, f"{prefix}/" if prefix else "", self._key(PROBE), self._clock)
@@ -174,7 +176,7 @@ class S3Store:
             raise MissingInputError(
                 "NotFound", "no such object", where=self._where(path), fix="check the bucket, prefix and endpoint"
             )
-        return S3Reader(self._client, self._bucket, self._key(path), size=found.size, version=found.version)
+        return S3Reader(self._client, self._bucket, self._key(path), self._meter, size=found.size, version=found.version)
 
     def read(self, path: str, limit: int) -> bytes:
         """See `Store.read`."""
@@ -182,8 +184,7 @@ class S3Store:
             return bytes(retrying(self._read, path, limit))
 
     def _read(self, path: str, limit: int) -> bytearray:
-        found = self._client.get_object(Bucket=self._bucket, Key=self._key(path), ChecksumMode="ENABLED")
-        try:
+        with response(self._client, (self._meter,), **self._named(path), ChecksumMode="ENABLED") as found:
             size = found["ContentLength"]
             if size > limit:
                 where = self._where(path)
@@ -197,8 +198,6 @@ class S3Store:
             receive(found["Body"], memoryview(content))
             found["Body"].read(1)  # at the end of the body, where the server's checksum, if any, is compared
             return content
-        finally:
-            found["Body"].close()
 
     def create(
         self, path: str, *, temporary: str, mode: int | None, size: int | None = None, memory: int = 0, copies: bool = False

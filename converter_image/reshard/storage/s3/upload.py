@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from reshard.storage.protocol import Reader
     from reshard.storage.s3.checksums import Checksums
+    from reshard.storage.traffic import Meter
 
 # Identifies, after a lost response, the existing object as the one that was sent.
 _MARK = "reshard-upload"
@@ -114,13 +115,13 @@ class S3Writer:
             self._filled += n
             view = view[n:]
 
-    def copy(self, reader: Reader, offset: int, length: int) -> None:
+    def copy(self, reader: Reader, offset: int, length: int, meter: Meter) -> None:
         """See `Writer.copy`."""
         self.cut()
         upload = self._begun()
         for at, n in copies(offset, length):
             self._check()
-            self._submit(self._copy_part, upload, reader, at, n)
+            self._submit(self._copy_part, upload, reader, at, n, meter)
 
     def _submit(self, send: Callable[..., dict[str, Any]], *arguments: object) -> None:
         """Start to send or copy the next part."""
@@ -138,7 +139,7 @@ class S3Writer:
             with failures(self._name):
                 raise self._failure
 
-    def _copy_part(self, number: int, upload: _Upload, reader: Reader, offset: int, length: int) -> dict[str, Any]:
+    def _copy_part(self, number: int, upload: _Upload, reader: Reader, offset: int, length: int, meter: Meter) -> dict[str, Any]:
         bucket, _, key = reader.name.removeprefix("s3://").partition("/")
         found = retrying(
             lambda: self._client.upload_part_copy(
@@ -150,6 +151,7 @@ class S3Writer:
                 CopySourceIfMatch=reader.version,
             )
         )
+        meter.add(copied=length)
         return completed_part(number, found["CopyPartResult"]["ETag"], {})
 
     def cut(self) -> None:
