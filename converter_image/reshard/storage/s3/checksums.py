@@ -29,6 +29,7 @@ _NOT_UNDERSTOOD = {"InvalidArgument", "InvalidRequest", "NotImplemented", "Unsup
 _LIST_NOT_UNDERSTOOD = _NOT_UNDERSTOOD | PRECONDITION_FAILED | {"MalformedXML", "InvalidPart"}
 _WEAKER = {"CRC32": "MD5", "MD5": "None"}
 _PROBE_TRIES = 3
+_HEADERS = {"ChecksumCRC32": "x-amz-checksum-crc32", "ContentMD5": "Content-MD5"}
 
 
 class Checksums:
@@ -113,6 +114,11 @@ def checksum(kind: str, content: bytes | memoryview) -> dict[str, str]:
     if kind == "MD5":
         return {"ContentMD5": b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()}
     return {}
+
+
+def headers_of(carried: dict[str, str]) -> dict[str, str]:
+    """Return the headers of a request, given the parameters that `checksum` returns."""
+    return {_HEADERS[name]: value for name, value in carried.items()}
 
 
 def _write_in_parts(client: BaseClient, named: dict[str, str], kind: str) -> None:

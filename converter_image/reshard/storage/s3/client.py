@@ -14,6 +14,7 @@ from botocore.credentials import CredentialProvider, Credentials, ReadOnlyCreden
 
 from reshard.errors import AccessError, RequestError, UsageError
 from reshard.storage.s3.failures import failures, without_credentials
+from reshard.storage.s3.prepared import allow_preparing
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -72,6 +73,7 @@ def client_of(storage_options: StorageOptions) -> BaseClient:
             verify=authorities,
             config=config,
         )
+    allow_preparing(client)
     _check_endpoint(client.meta.endpoint_url)  # which the environment or a profile may set
     return client
 

@@ -12,6 +12,7 @@ from reshard.errors import MissingInputError
 from reshard.storage.ahead import GAP_BYTES
 from reshard.storage.bounded import BoundedReader
 from reshard.storage.s3.failures import changed, failures
+from reshard.storage.s3.prepared import Prepared
 from reshard.storage.s3.retries import retrying
 from reshard.storage.spans import read_spans
 
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from botocore.client import BaseClient
-    from botocore.response import StreamingBody
 
     from reshard.storage.traffic import Meter
 
 # A response is read in pieces that take about a second, so that a slow one is noticed and requested again.
 _SMALLEST_PIECE = 1 << 10
-_LARGEST_PIECE = 256 << 10
+_LARGEST_PIECE = 256 << 10  # of a body that allocates memory for each piece
+_LARGEST_DIRECT_PIECE = 4 << 20
 _PATIENCE_SECONDS = 15.0
 _LEAST_BYTES_PER_SECOND = 16 << 10
 
@@ -38,6 +39,8 @@ class S3Reader(BoundedReader):
     def __init__(self, client: BaseClient, bucket: str, key: str, meter: Meter, *, size: int, version: str) -> None:
         self._client, self._bucket, self._key = client, bucket, key
         self._meters: tuple[Meter, ...] = (meter,)
+        self._prepared = Prepared(client, "get_object", Bucket=bucket, Key=key)
+        self._answered = False  # set once the client has read a range, so that it knows about redirects
         self.name = f"s3://{bucket}/{key}"
         self.size = size
         self.version = version
@@ -66,12 +69,31 @@ class S3Reader(BoundedReader):
         """See `Reader.close`. Does nothing, because no connection is open between requests."""
 
     def _request(self, view: memoryview, offset: int) -> None:
-        last = offset + len(view) - 1
-        named = {"Bucket": self._bucket, "Key": self._key, "Range": f"bytes={offset}-{last}", "IfMatch": self.version}
+        wanted = f"bytes={offset}-{offset + len(view) - 1}"
+        if self._answered and self._fill(view, wanted):
+            return
+        named = {"Bucket": self._bucket, "Key": self._key, "Range": wanted, "IfMatch": self.version}
         with response(self._client, self._meters, **named) as found:
             if found["ContentLength"] != len(view):
                 raise boto.IncompleteReadError(actual_bytes=found["ContentLength"], expected_bytes=len(view))
             receive(found["Body"], view)
+        self._answered = True
+
+    def _fill(self, view: memoryview, wanted: str) -> bool:
+        """Fill `view` by a prepared request. Return False if the client should send the request instead."""
+        answer = self._prepared.send({"Range": wanted, "If-Match": self.version})
+        try:
+            if answer is None or answer.length != len(view):
+                return False
+            receive(answer, view, _LARGEST_DIRECT_PIECE)
+            return True
+        finally:
+            received = 0
+            if answer is not None:
+                received = answer.received
+                answer.close()
+            for meter in self._meters:
+                meter.add(received, 1)
 
 
 @contextmanager
@@ -102,8 +124,8 @@ def _requests(answer: dict[str, Any]) -> int:
     return 1 + int(answer.get("ResponseMetadata", {}).get("RetryAttempts", 0))
 
 
-def receive(body: StreamingBody, view: memoryview) -> None:
-    """Fill `view` from a response's body.
+def receive(body: Any, view: memoryview, largest: int = _LARGEST_PIECE) -> None:
+    """Fill `view` from a response's body, in pieces of at most `largest` bytes.
 
     Raises:
         BotoCoreError: the response is interrupted, or is too slow.
@@ -117,4 +139,4 @@ def receive(body: StreamingBody, view: memoryview) -> None:
         taken = time.monotonic() - began
         if taken > _PATIENCE_SECONDS and done < taken * _LEAST_BYTES_PER_SECOND:
             raise boto.ReadTimeoutError(endpoint_url=f"the server, at {done / taken:.0f} bytes per second")
-        piece = max(_SMALLEST_PIECE, min(_LARGEST_PIECE, int(done / max(taken, 0.001))))
+        piece = max(_SMALLEST_PIECE, min(largest, int(done / max(taken, 0.001))))

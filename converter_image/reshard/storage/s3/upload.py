@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from botocore import exceptions as boto
 
-from reshard.storage.s3.checksums import checksum, completed_part, create_upload
+from reshard.storage.s3.checksums import checksum, completed_part, create_upload, headers_of
 from reshard.storage.s3.failures import code_of, failures
 from reshard.storage.s3.parts import buffers, copies, part_size
+from reshard.storage.s3.prepared import Prepared
 from reshard.storage.s3.retries import retrying
 
 if TYPE_CHECKING:
@@ -62,10 +63,17 @@ class Body:
 
 
 class _Upload(NamedTuple):
-    """A multipart upload, and the kind of checksum of its parts."""
+    """A multipart upload.
+
+    Attributes:
+        id: its ID.
+        kind: kind of checksum of its parts.
+        part: request that sends one of its parts.
+    """
 
     id: str
     kind: str
+    part: Prepared
 
 
 class S3Writer:
@@ -215,16 +223,23 @@ class S3Writer:
             with failures(self._name):
                 kind = self._checksums.of_parts(copies=self._copies)
                 named = {**self._object, "Metadata": {_MARK: self._mark}}
-                self._upload = _Upload(create_upload(self._client, named, kind), kind)
+                upload = create_upload(self._client, named, kind)
+                part = Prepared(self._client, "upload_part", **self._object, UploadId=upload, PartNumber=1)
+                self._upload = _Upload(upload, kind, part)
         return self._upload
 
     def _send_part(self, number: int, upload: _Upload, buffer: mmap, filled: int) -> dict[str, Any]:
         try:
             content = memoryview(buffer)[:filled]
             carried = checksum(upload.kind, content)
-            named = {**self._object, "UploadId": upload.id, "PartNumber": number, **carried}
-            found = retrying(lambda: self._client.upload_part(**named, Body=Body(content)))
-            return completed_part(number, found["ETag"], carried)
+            etag = None
+            if (answer := upload.part.send(headers_of(carried), Body(content), partNumber=number)) is not None:
+                etag = answer.headers.get("ETag")
+                answer.close()
+            if etag is None:
+                named = {**self._object, "UploadId": upload.id, "PartNumber": number, **carried}
+                etag = retrying(lambda: self._client.upload_part(**named, Body=Body(content)))["ETag"]
+            return completed_part(number, etag, carried)
         finally:
             self._idle.append(buffer)
             self._room.release()

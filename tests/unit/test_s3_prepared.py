@@ -1,0 +1,162 @@
+"""Ranges and parts after the first, which are sent without botocore's work per request: nothing else differs."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from reshard.errors import AccessError, DataError
+from reshard.spec.storage_options import StorageOptions
+from reshard.storage import open_store
+from reshard.storage.s3 import client, prepared
+from reshard.storage.traffic import metered
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import thin_s3
+
+    from reshard.storage.protocol import Reader, Store
+
+PART = 8 << 20
+CONTENT = bytes(range(256)) * (4 * PART // 256)
+RANGES = [(0, 100), (100, 1), (PART, PART), (len(CONTENT) - 7, 7)]
+# A header of requests that botocore sends by itself.
+BY_BOTOCORE = "amz-sdk-invocation-id"
+
+
+def read_all(reader: Reader) -> None:
+    for offset, length in RANGES:
+        assert reader.read(offset, length) == CONTENT[offset : offset + length]
+
+
+def write(store: Store, path: str) -> None:
+    writer = store.create(path, temporary="", mode=None, size=len(CONTENT), memory=2 * PART)
+    try:
+        for at in range(0, len(CONTENT), PART // 2):
+            writer.write(CONTENT[at : at + PART // 2])
+        writer.finish()
+    finally:
+        writer.abort()
+
+
+def ranges(server: thin_s3.ThinServer) -> list[thin_s3.Request]:
+    return [request for request in server.requests if "range" in request.headers]
+
+
+def parts(server: thin_s3.ThinServer) -> list[thin_s3.Request]:
+    return [request for request in server.requests if "partNumber" in request.query and "probe" not in request.key]
+
+
+def test_only_the_first_range_takes_a_call_of_botocore(server: thin_s3.ThinServer) -> None:
+    etag = server.put("bucket", "a/x y+&", CONTENT).etag
+    with metered() as meter:
+        read_all(open_store("s3://bucket/a").open("x y+&"))
+    assert [BY_BOTOCORE in request.headers for request in ranges(server)] == [True, False, False, False]
+    assert {request.headers["if-match"] for request in ranges(server)} == {etag}
+    assert meter.traffic[:2] == (sum(length for _, length in RANGES), len(RANGES))
+
+
+def test_parts_take_no_call_of_botocore(server: thin_s3.ThinServer) -> None:
+    write(open_store("s3://bucket/a"), "x y+&")
+    assert server.objects["bucket", "a/x y+&"].content == CONTENT
+    assert sorted(request.query["partNumber"] for request in parts(server)) == ["1", "2", "3", "4"]
+    for request in parts(server):
+        assert BY_BOTOCORE not in request.headers
+        assert "expect" not in request.headers
+        assert "x-amz-checksum-crc32" in request.headers
+
+
+def test_other_versions_of_urllib3_only_take_longer(server: thin_s3.ThinServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The response of http.client is no public attribute."""
+    monkeypatch.setattr(prepared, "_WITHOUT_COPIES", "gone")
+    server.put("bucket", "a/x", CONTENT)
+    read_all(open_store("s3://bucket/a").open("x"))
+
+
+def test_other_versions_of_botocore_only_take_longer(server: thin_s3.ThinServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The HTTP session of a client is no public attribute."""
+    monkeypatch.setattr(prepared, "_SESSION", "gone")
+    server.put("bucket", "a/x", CONTENT)
+    store = open_store("s3://bucket/a")
+    read_all(store.open("x"))
+    write(store, "y")
+    assert server.objects["bucket", "a/y"].content == CONTENT
+    assert all(BY_BOTOCORE in request.headers for request in server.requests)
+
+
+def test_credentials_are_renewed_between_ranges_and_between_parts(server: thin_s3.ThinServer, tmp_path: Path) -> None:
+    def renew(key: str) -> None:
+        for name in ("accessKeyId", "secretAccessKey", "sessionToken"):
+            (tmp_path / name).write_text(f"{key}-{name}")
+
+    renew("first")
+    store = open_store("s3://bucket/a", StorageOptions(credentials=str(tmp_path)))
+    server.put("bucket", "a/x", CONTENT)
+    reader = store.open("x")
+    read_all(reader)
+    writer = store.create("y", temporary="", mode=None, size=len(CONTENT))
+    writer.write(CONTENT[: PART + 1])
+    while not parts(server):
+        time.sleep(0.01)
+    renew("second")
+    read_all(reader)
+    writer.write(CONTENT[PART + 1 :])
+    writer.finish()
+    for requests, count in ((ranges(server), len(RANGES)), (parts(server), 1)):
+        keys = [request.headers["authorization"].partition("Credential=")[2].partition("/")[0] for request in requests]
+        assert keys == ["first-accessKeyId"] * count + ["second-accessKeyId"] * (len(keys) - count)
+        tokens = [request.headers["x-amz-security-token"] for request in requests]
+        assert tokens == [key.replace("accessKeyId", "sessionToken") for key in keys]
+    (tmp_path / "accessKeyId").unlink()
+    with pytest.raises(AccessError, match="CredentialsMissing"):
+        reader.read(0, 1)
+
+
+@pytest.mark.parametrize("refusal", [(503, "SlowDown"), (500, "InternalError"), (400, "BadDigest")])
+def test_a_request_that_is_refused_once_is_repeated_by_botocore(server: thin_s3.ThinServer, refusal: thin_s3.Refusal) -> None:
+    server.put("bucket", "a/x", CONTENT)
+    store = open_store("s3://bucket/a")
+    reader = store.open("x")
+    reader.read(0, 1)
+    refused: list[str] = []
+
+    def refuse(request: thin_s3.Request) -> thin_s3.Refusal | None:
+        what = request.headers.get("range") or request.query.get("partNumber")
+        if what is None or what in refused or "probe" in request.key:
+            return None
+        refused.append(what)
+        return refusal
+
+    server.refuse = refuse
+    with metered() as meter:
+        read_all(open_store("s3://bucket/a").open("x"))
+    assert meter.traffic[:2] == (sum(length for _, length in RANGES), 2 * len(RANGES))
+    write(store, "y")
+    assert server.objects["bucket", "a/y"].content == CONTENT
+    assert len(refused) == len(RANGES) + 4
+
+
+def test_an_object_that_changes_between_two_ranges_is_noticed(server: thin_s3.ThinServer) -> None:
+    server.put("bucket", "a/x", CONTENT)
+    reader = open_store("s3://bucket/a").open("x")
+    read_all(reader)
+    server.put("bucket", "a/x", CONTENT[1:] + b"1")
+    with pytest.raises(DataError, match="SourceChanged"):
+        reader.read(0, 1)
+
+
+def test_all_requests_take_the_proxy(server: thin_s3.ThinServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.put("bucket", "a/x", CONTENT)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://storage.invalid")
+    monkeypatch.setenv("http_proxy", server.endpoint)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    client.client_of.cache_clear()
+    store = open_store("s3://bucket/a")
+    read_all(store.open("x"))
+    write(store, "y")
+    assert server.objects["bucket", "a/y"].content == CONTENT
+    assert {request.headers["host"] for request in server.requests} == {"storage.invalid"}
