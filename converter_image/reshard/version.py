@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 UNKNOWN = "unknown"
 # Packages whose versions affect what is read or written, and packages that reshard works with.
-_PACKAGES = ("numpy", "ml-dtypes", "msgspec", "protobuf", "boto3", "cryptography", "safetensors", "mindspore", "torch")
+_PACKAGES = ("numpy", "ml-dtypes", "msgspec", "protobuf", "botocore", "cryptography", "safetensors", "mindspore", "torch")
 
 
 def build() -> tuple[str, str]:

@@ -15,7 +15,7 @@ import reshard
 if TYPE_CHECKING:
     from pathlib import Path
 
-HEAVY = {"numpy", "boto3", "rich", "google.protobuf", "xxhash", "zlib_ng", "ml_dtypes", "tenacity"}
+HEAVY = {"numpy", "botocore", "rich", "google.protobuf", "xxhash", "zlib_ng", "ml_dtypes", "tenacity"}
 
 
 MODULES = ["reshard", "reshard.spec.resource", "reshard.errors", "reshard.cli", "reshard_operator.__main__"]

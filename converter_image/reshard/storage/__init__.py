@@ -27,7 +27,7 @@ def open_store(url: str, storage_options: StorageOptions | None = None) -> Store
     url = normalized(url)
     if url.startswith(S3):
         with needs_extra("s3", url):
-            from reshard.storage.s3 import S3Store  # noqa: PLC0415 - boto3 takes a third of a second and 30 MB
+            from reshard.storage.s3 import S3Store  # noqa: PLC0415 - botocore takes a fifth of a second and 30 MB
 
         return S3Store(url, storage_options or StorageOptions())
     return LocalStore(url)

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from boto3.exceptions import Boto3Error
 from botocore import exceptions as boto
 from urllib3.exceptions import HTTPError
 
@@ -92,13 +91,13 @@ def code_of(error: boto.ClientError) -> str:
 
 @contextmanager
 def failures(where: str) -> Iterator[None]:
-    """Convert errors of boto3 in the body to errors of this package, with a remedy and without secrets."""
+    """Convert errors of botocore in the body to errors of this package, with a remedy and without secrets."""
     try:
         yield
     except boto.ClientError as error:
         raise _of_answer(error, where) from error
     # An invalid endpoint URL is a ValueError; botocore does not wrap errors that interrupt the body of an error response.
-    except (boto.BotoCoreError, Boto3Error, HTTPError, ValueError, OSError) as error:
+    except (boto.BotoCoreError, HTTPError, ValueError, OSError) as error:
         raise _of_way(error, where) from error
 
 

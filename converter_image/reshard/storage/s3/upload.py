@@ -36,7 +36,7 @@ _BLOCK_BYTES = 1 << 20
 
 
 class Body:
-    """The body of a part. boto3 sends it without copying, in large blocks, and reads it again on a retry."""
+    """The body of a part. Botocore sends it without copying, in large blocks, and reads it again on a retry."""
 
     def __init__(self, content: memoryview) -> None:
         self._content = content
