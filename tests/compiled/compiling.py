@@ -113,6 +113,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "src": _DECODER,
         "src_pipeline": Setting(8, {"dp": 2, "tp": 2}, stages=2, zero=True, threshold=0),
         "dst": Setting(16, {"dp": 8, "tp": 2}, zero=True, shard_size=4, threshold=1),
+        "dst_pipeline": Setting(16, {"dp": 4, "tp": 2}, stages=2, zero=True, threshold=1),
         "predict": Setting(2, {"dp": 1, "tp": 2}, trained=()),
     },
     "experts": {

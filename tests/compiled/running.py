@@ -24,6 +24,8 @@ import saving
 from compiling import DRAWS, KINDS, SETTINGS, SOURCES
 from definition import Cut, held
 
+STEPS = {"global_step": np.array([100], np.int32)}
+
 
 def stages(strategy: Path) -> list[dict[str, Cut]]:
     """The layouts of each pipeline stage, of a file or a folder."""
@@ -42,21 +44,22 @@ def whole(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.random.RandomState(crc32(name.encode())).normal(0, 0.1, shape).astype(np.float32)
 
 
-def save_ranks(folder: Path, kind: str, layouts: list[dict[str, Cut]], shapes: dict[str, tuple[int, ...]]) -> None:
-    """Write a checkpoint with a file for each rank, by MindSpore."""
+def save_ranks(folder: Path, kind: str, layouts: list[dict[str, Cut]], state: dict[str, np.ndarray]) -> None:
+    """Write a checkpoint with a file for each rank, by MindSpore. All ranks hold the states without a layout."""
+    everywhere = state.keys() - {name for cuts in layouts for name in cuts}
     for stage, cuts in enumerate(layouts):
         devices = next(iter(cuts.values())).devices
-        slices = {name: held(shapes[name], cut) for name, cut in cuts.items()}
+        slices = {name: held(state[name].shape, cut) for name, cut in cuts.items()}
         for local in range(devices):
             rank = stage * devices + local
             path = folder / f"rank_{rank}" / f"checkpoint_{rank}.{kind}"
             path.parent.mkdir(parents=True)
             found = [
-                {"name": name, "data": mindspore.Tensor(whole(name, shapes[name]).reshape(-1)[indexes[local]])}
+                {"name": name, "data": mindspore.Tensor(state[name].reshape(-1)[indexes[local]])}
                 for name, indexes in slices.items()
             ]
-            steps = {"name": "global_step", "data": mindspore.Tensor([100], mindspore.int32)}
-            mindspore.save_checkpoint([*found, steps], str(path), format=kind)
+            found += [{"name": name, "data": mindspore.Tensor(state[name])} for name in sorted(everywhere)]
+            mindspore.save_checkpoint(found, str(path), format=kind)
 
 
 def joined(folder: Path, kind: str, layouts: list[dict[str, Cut]], shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -99,12 +102,12 @@ def save(folder: Path) -> None:
         said[name] = outputs(name, {n: whole(n, p.shape) for n, p in network.parameters_dict().items()})
         for layout in SOURCES[name]:
             layouts = stages(folder / name / layout)
-            shapes = {n: shape_of(n, network) for cuts in layouts for n in cuts}
-            save_ranks(folder / name / f"{layout}_checkpoints", KINDS[name], layouts, shapes)
+            state = {n: whole(n, shape_of(n, network)) for cuts in layouts for n in cuts}
+            save_ranks(folder / name / f"{layout}_checkpoints", KINDS[name], layouts, state | STEPS)
     for draw in DRAWS:
-        shapes = {drawn.name: drawn.shape for drawn in draw.parameters}
+        state = {drawn.name: whole(drawn.name, drawn.shape) for drawn in draw.parameters}
         expected = {drawn.name: drawn.expected(draw.setting) for drawn in draw.parameters}
-        save_ranks(folder / "draws" / f"{draw.seed}_checkpoints", "ckpt", [expected], shapes)
+        save_ranks(folder / "draws" / f"{draw.seed}_checkpoints", "ckpt", [expected], state | STEPS)
     (folder / "outputs.json").write_text(json.dumps(said), encoding="utf-8")
 
 

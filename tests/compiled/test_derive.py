@@ -70,7 +70,13 @@ SHAPES = {
     "w3": (2 * WIDTH, WIDTH),
     "w2": (WIDTH, 2 * WIDTH),
 }
-MESHES = {"src": "dp=2,tp=4", "dst": "dp=8,tp=2", "predict": "dp=1,tp=2", "src_pipeline": "pp=2,dp=2,tp=2"}
+MESHES = {
+    "src": "dp=2,tp=4",
+    "dst": "dp=8,tp=2",
+    "predict": "dp=1,tp=2",
+    "src_pipeline": "pp=2,dp=2,tp=2",
+    "dst_pipeline": "pp=2,dp=4,tp=2",
+}
 ENDS = [{"match": "embedding.weight", "shard": {0: "tp"}, "stage": "first"}, {"match": "norm.weight", "stage": "last"}]
 ENDS += [{"match": "head.weight", "shard": {0: "tp"}, "stage": "last"}]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 from mindspore_program import run
 
+from reshard import Request, transform_checkpoint
 from reshard.cli import main
 from reshard.source.strategies import read_strategy
 
@@ -28,6 +31,7 @@ MESHES = {
     "src": "mesh: dp=2,tp=4",
     "dst": "mesh: dp=8,tp=2\nzero: {threshold: 1024, size: 4}",
     "src_pipeline": "mesh: pp=2,dp=2,tp=2\nzero: {threshold: 0}",
+    "dst_pipeline": "mesh: pp=2,dp=4,tp=2\nzero: {threshold: 1024}",
     "predict": "mesh: dp=1,tp=2",
 }
 
@@ -52,6 +56,34 @@ def test_a_layout_file_describes_what_the_compiler_writes(layout: str, compiled:
         assert len(compared) >= 10
         assert {name: ours[name].cells for name in compared} == {name: theirs[name].cells for name in compared}
         assert {name: ours[name].parts for name in compared} == {name: theirs[name].parts for name in compared}
+
+
+# Of a source without optimizer parallelism and stages, for a target with both.
+DERIVED = """
+apiVersion: reshard.dev/layout-v1
+mesh: pp=2,dp=4,tp=2
+state: [moment1., moment2.]
+pipeline: {layer: layers.*., layers: 2}
+zero: {threshold: 1024}
+derive: {sourceMesh: "dp=2,tp=4", unsharded: []}
+rules:
+- {match: embedding.weight, shard: {0: tp}, stage: first}
+- {match: norm.weight, stage: last}
+- {match: head.weight, shard: {0: tp}, stage: last}
+"""
+
+
+def test_a_training_goes_on_with_the_same_loss_from_a_derived_layout(compiled: Path, tmp_path: Path) -> None:
+    """MindSpore merges the ranks of the source and those of the target, each by the strategies that it compiled for them."""
+    run(HERE / "training.py", "save", compiled, tmp_path)
+    source, target = tmp_path / "src", tmp_path / "dst_pipeline"
+    layout = yaml.safe_load(DERIVED)
+    transform_checkpoint(Request(str(source), str(target), str(compiled / "decoder" / "src.ckpt"), layout))
+    assert len(list(target.glob("rank_*"))) == 16
+    whole, *found = json.loads(run(HERE / "training.py", "resume", compiled, tmp_path, "src", "dst_pipeline"))
+    _, loss, later, _ = whole
+    assert later < loss
+    assert found == [whole, whole]
 
 
 def test_mindspore_reads_exported_strategies(compiled: Path, tmp_path: Path) -> None:
