@@ -25,6 +25,7 @@ sed -e 's/claimName: results/claimName: checkpoints/' -e 's/dst_checkpoints_4/ds
     -e '/^#/d' examples/retrain-on-4.yaml >"$example/transform.yaml"
 cp -R tests/unit/data/torch/fsdp2 "$example/step_1000"
 rm "$example/step_1000/expected.json"
+python examples/llama.py "$example"
 
 cat <<END
 

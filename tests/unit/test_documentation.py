@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -73,16 +74,12 @@ def test_the_commands_of_the_documentation_run(page: Path, workplace: Path) -> N
 
 
 def write_layout_files(page: Path, folder: Path) -> None:
-    """Write the layout files of a page under the names in their first lines, and a LLaMA of 8 ranks for its commands."""
+    """Write the layout files of a page under the names in their first lines, and its LLaMA, as `make demo` does."""
     layouts = [block for block in blocks(page, "yaml") if "reshard.dev/layout-v1" in block]
     for block in layouts:
         (folder / block.splitlines()[0].removeprefix("# ")).write_text(block)
     if layouts:
-        example = (folder / "layout_4.yaml").read_text().replace("dp=2,tp=2", "dp=2,tp=4")
-        (folder / "layout_8.yaml").write_text(example)
-        source = ["llama_checkpoints", "--source-strategy", "llama_strategy.ckpt"]
-        assert main(["transform", "--source", *source, "--target", "llama_8", "--target-strategy", "layout_8.yaml"]) == 0
-        assert main(["layout", "export", "layout_8.yaml", "--checkpoint", *source, "-o", "llama_8_strategy"]) == 0
+        runpy.run_path(str(ROOT / "examples" / "llama.py"))["main"](folder)
 
 
 @pytest.mark.parametrize("kind", [LayoutDocument, LayoutRule, Pipeline, Zero, Derivation])

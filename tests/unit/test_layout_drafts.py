@@ -131,6 +131,18 @@ rules: [{match: embedding, shard: {0: vocab}, zero: false}]
     assert slices(work, "derived") == slices(work, "target")
 
 
+def test_a_target_without_the_optimizer_parallelism_of_its_source_is_told(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export(work, "sharded", "mesh: dp=2,tp=4\nzero: {threshold: 0}")
+    arguments = ["--source", str(work / "model.safetensors"), "--target-strategy", str(work / "sharded")]
+    assert main(["transform", *arguments, "--target", str(work / "sharded_checkpoint")]) == 0
+    base = work / "base.yaml"
+    for zero in ("", "zero: {threshold: 0}"):
+        base.write_text(f"apiVersion: reshard.dev/layout-v1\nmesh: dp=4,tp=2\nderive: {{sourceMesh: 'dp=2,tp=4'}}\n{zero}\n")
+        out = ["--checkpoint", str(work / "sharded_checkpoint"), "-o", str(work / f"draft{len(zero)}.yaml")]
+        assert main(["layout", "derive", str(work / "sharded"), "--layout", str(base), *out]) == 0
+        assert ("the source has optimizer parallelism, and the target has none" in capsys.readouterr().out) == (not zero)
+
+
 def test_experts_are_derived(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rules = """rules:
 - {match: '*.wo', shard: {1: ep}}

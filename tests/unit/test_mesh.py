@@ -99,7 +99,7 @@ def test_a_state_of_another_shape_needs_a_rule_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason", "text"),
     [
-        ({"rules": LLAMA["rules"][1:]}, "ParameterUnmatched", "no rule matches layers.0.attention.wo.weight"),
+        ({"rules": LLAMA["rules"][1:]}, "ParameterUnmatched", "no rule matches layers.*.attention.wo.weight"),
         ({"rules": [{"match": "*", "shard": {2: "tp"}, "stage": "all"}]}, "RuleNotApplicable", "dimension 2"),
         ({"mesh": "pp=2,dp=1,tp=3"}, "LayoutDoesNotDivide", "length 16"),
         ({"pipeline": {"layer": "layers.*.", "layers": 3}}, "InvalidLayoutFile", "the stages have 2 layers"),
@@ -349,3 +349,34 @@ def test_more_documents_that_are_refused(changes: dict[str, Any], text: str) -> 
 def test_a_stage_that_does_not_exist_is_refused_also_without_stages() -> None:
     changes = {"mesh": "dp=2", "pipeline": None, "rules": [{"match": "*", "stage": 1}]}
     assert "stage 1 does not exist" in str(refusal(changes))
+
+
+def test_a_state_that_is_not_declared_is_not_divided_by_its_own_size() -> None:
+    changes: dict[str, Any] = {"mesh": "dp=2", "rules": [{"match": "*a"}], "state": [], "pipeline": None, "zero": {}}
+    tensors = {"a": Whole("BFloat16", (800, 25)), "m.a": Whole("Float32", (800, 25))}  # below and above the threshold
+    error = refusal(changes, tensors)
+    assert (error.reason, error.where) == ("StateNotDeclared", "layout.yaml: parameter m.a")
+    assert "add `m.` to `state`" in str(error.fix)
+    for answer in ({"state": ["m."]}, {"rules": [{"match": "m.*", "zero": False}, {"match": "a"}]}):
+        (stage,) = resolved(changes | answer, tensors).strategy.stages
+        assert stage["m.a"].parts == (1, 1)
+    # 51 kB of a state that is whole could also be half of 102 kB.
+    slices = {"a": Whole("Int8", (800, 16)), "m.a": Whole("Float32", (800, 16))}
+    with pytest.raises(RequestError) as caught:
+        resolve_slices(document(changes, zero={"threshold": 50000}), [slices], "f")
+    assert caught.value.reason == "StateNotDeclared"
+
+
+def test_states_that_are_not_declared_are_told() -> None:
+    states = {f"v.{name}": tensor for name, tensor in TENSORS.items() if tensor.shape and not name.startswith("adam_m.")}
+    changes: dict[str, Any] = {"mesh": "dp=2,tp=4", "pipeline": None, "rules": LLAMA["rules"][:2]}
+    text = str(refusal(changes, TENSORS | states))
+    assert "no rule matches layers.*.attention_norm.weight, norm_out.weight, tok_embeddings.weight, v.layers.*" in text
+    assert "add `v.` to `state` if these are optimizer states" in text
+    assert "- {match: layers.*.attention_norm.weight}" in text
+    changes["rules"] = [*LLAMA["rules"][:2], {"match": "*", "zero": False}]
+    (note,) = resolved(changes, TENSORS | states).notes
+    assert "names after the prefix v. are those of parameters" in note
+    assert resolved(changes | {"state": ["v.", "adam_m."]}, TENSORS | states).notes == ()
+    (where,) = {refusal(changes | {"mesh": "pp=2,dp=1,tp=4", "pipeline": LLAMA["pipeline"]}, states | TENSORS).reason}
+    assert where == "LayerStageUnknown"

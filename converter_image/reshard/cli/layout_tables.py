@@ -84,7 +84,7 @@ def checked(found: ResolvedCheckpoint, *, as_json: bool) -> None:
         return
     for note in found.notes:
         console.out(f"note: {note}")
-    rows = [_row(document, line) for line in lines]
+    rows = [_row(line) for line in lines]
     if found.others:
         nbytes = sum(tensor.nbytes for tensor in found.others)
         rows.append(("", "one element, or in no strategy", len(found.others), "", "whole", "", size(nbytes)))
@@ -101,9 +101,9 @@ def checked(found: ResolvedCheckpoint, *, as_json: bool) -> None:
     console.out(f"{document.ranks} ranks of {extremes}; the largest is {factor} times the mean")
     if resolved.unmatched:
         console.out()
-        console.out(f"{len(resolved.unmatched)} parameters without a rule:")
-        for name in resolved.unmatched:
-            console.out(f"  {name}")
+        console.out("parameters without a rule:")
+        for pattern in resolved.unmatched:
+            console.out(f"  {pattern}")
 
 
 def _stages(document: LayoutDocument) -> list[tuple[str, str]]:
@@ -168,11 +168,10 @@ def _divided(line: Division) -> str:
     return ", ".join(texts) or "whole"
 
 
-def _row(document: LayoutDocument, line: Division) -> tuple[object, ...]:
-    first = line.names[0] if line.rule is None else document.rules[line.rule].patterns[0]
+def _row(line: Division) -> tuple[object, ...]:
     slices = shape(line.layout.parts) if prod(line.layout.parts) > 1 else "1"
     number = "derived" if line.rule is None else line.rule + 1
-    return number, first, len(line.names), shape(line.tensor.shape), _divided(line), slices, size(line.nbytes)
+    return number, line.pattern, len(line.names), shape(line.tensor.shape), _divided(line), slices, size(line.nbytes)
 
 
 def _division(document: LayoutDocument, line: Division) -> dict[str, Any]:

@@ -54,13 +54,12 @@ def check_layout(file: str, as_json: bool, **arguments: Any) -> None:
     """
     from reshard.cli import layout_tables
     from reshard.mesh.problems import raise_all
-    from reshard.mesh.resolve import unmatched_error
 
     found = _resolved(file, arguments)
-    unmatched = found.resolved.unmatched
-    if not (as_json and unmatched):  # standard output then contains only the error
+    refusals = found.resolved.refusals
+    if not (as_json and refusals):  # standard output then contains only the error
         layout_tables.checked(found, as_json=as_json)
-    raise_all(unmatched_error(unmatched, found.file.name, len(unmatched)))
+    raise_all(refusals)
 
 
 @layout.command("export")
@@ -127,7 +126,6 @@ def derive_layout(strategy: str, layout: str | None, output: str, as_json: bool,
     """
     from reshard.mesh.infer import with_derived_rules
     from reshard.mesh.problems import raise_all
-    from reshard.mesh.resolve import unmatched_error
     from reshard.transform.resolved import Witness, resolve_checkpoint
 
     options_of_witness = ("witness", "witness_mesh", "witness_expert_mesh")
@@ -139,7 +137,7 @@ def derive_layout(strategy: str, layout: str | None, output: str, as_json: bool,
     file = _derivation(layout, meshes, chosen)
     request = request_of({**arguments, "source_strategy": strategy, "target": arguments["source"]})
     found = resolve_checkpoint(request, file, None if witness is None else Witness(witness, mesh, expert_mesh))
-    raise_all(unmatched_error(found.resolved.unmatched, file.name))
+    raise_all(found.resolved.refusals)
     made = with_derived_rules(file.document, found.resolved, found.tensors, file.name)
     _write_inferred(replace(made, notes=found.notes), output, chosen, as_json=as_json)
 

@@ -8,23 +8,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reshard.errors import DataError, RequestError
+from reshard.errors import DataError, RequestError, ReshardError
 from reshard.mesh.problems import Problems, raise_all
-from reshard.mesh.render import rule_line
 from reshard.mesh.sharding import Derived, Sharding, Whole, optimizer_sharded
 from reshard.mesh.stages import LayerStages
+from reshard.mesh.states import UndeclaredStates
 from reshard.plan.rules import NamePattern, unmatched_patterns
 from reshard.spec.layout import LayoutDocument, LayoutRule, Zero, axes_of, patterns_in
 from reshard.strategy import Strategy
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from reshard.layout import Layout
     from reshard.mesh.questions import Derivation
 
 
-_SHOWN = 5  # names quoted in one message
+SHOWN = 5  # names quoted in one message
 MOST_ELEMENT_BYTES = 16  # of complex numbers
 _EXTREME_DTYPES = ("Int8", "Complex128")
 
@@ -59,13 +59,15 @@ class Resolved:
             holds them whole.
         assigned: rule and sharding of each parameter in the strategy, by name.
         notes: messages for the user, such as rules that match nothing.
-        unmatched: sorted names of parameters that no rule matches. They are not in the strategy.
+        unmatched: patterns of the parameters that no rule matches. They are not in the strategy.
+        refusals: refusal of these parameters, if there are any.
     """
 
     strategy: Strategy
     assigned: Mapping[str, Assigned]
     notes: tuple[str, ...]
     unmatched: tuple[str, ...] = ()
+    refusals: Sequence[RequestError] = ()
 
 
 class Rules:
@@ -308,28 +310,6 @@ class Rules:
         return tuple(f"{self._where}: {note}" for note in notes)
 
 
-def unmatched_error(names: Iterable[str], where: str, most: int = _SHOWN) -> list[RequestError]:
-    """Return the refusal of parameters that no rule matches, if there are any.
-
-    Args:
-        names: names of these parameters.
-        where: name of the layout file, for the message.
-        most: number of names in the message.
-    """
-    if not (unmatched := sorted(names)):
-        return []
-    more = f" and {len(unmatched) - most} more" if len(unmatched) > most else ""
-    return [
-        RequestError(
-            "ParameterUnmatched",
-            f"no rule matches {', '.join(unmatched[:most])}{more}",
-            where=where,
-            fix=f"add a rule such as {rule_line(LayoutRule(unmatched[0]))}, which means that every rank of a stage holds it"
-            " whole; or omit these parameters with --exclude (spec.parameters.exclude)",
-        )
-    ]
-
-
 def resolve(
     document: LayoutDocument,
     tensors: Mapping[str, Whole],
@@ -360,31 +340,38 @@ def resolve(
     """
     refused = derivation.refused if derivation else ()
     rules = Rules(document, where, derivation.derived if derivation else None)
+    states = UndeclaredStates(tensors, {name: rules.owner(name, tensors) for name in tensors}, where)
     stages: tuple[dict[str, Layout], ...] = tuple({} for _ in range(document.stages))
     assigned: dict[str, Assigned] = {}
+    layouts: dict[str, Layout] = {}
     shared: dict[object, Layout] = {}
     unmatched, asked = [], {name for each in refused for name in each.names}
-    problems = Problems(where)
+    failed: dict[str, ReshardError] = {}
     for name, tensor in tensors.items():
         try:
             found = rules.assign(name, tensors) if tensor.shape else None
             if found is None:
                 unmatched += [name] if tensor.size > 1 and name not in asked else []
                 continue
-            assigned[name] = found
             key = (found.sharding, found.zero, tensor.shape, found.dtypes)
             if key not in shared:
                 shared[key] = rules.layout(found, name, tensor)
         except (DataError, RequestError) as error:
-            problems.add(name, error)
+            failed[name] = error
             continue
+        assigned[name], layouts[name] = found, shared[key]
         for stage in found.stages:
             stages[stage][name] = shared[key]
+    problems = Problems(where)
+    for name, refusal in (states.explained(failed) | states.differing(assigned, layouts)).items():
+        problems.add(name, refusal)
     for name, tensor in (unnamed or {}).items():
-        if (refusal := rules.division(name, tensor)) is not None:
-            problems.add(name, refusal)
+        if (division := rules.division(name, tensor)) is not None:
+            problems.add(name, division)
     errors = [*(each.error for each in refused), *(error for _, error in problems.grouped({*tensors, *(unnamed or {})}))]
     errors += [] if selected else rules.missing_layers(tensors)
-    raise_all([*errors, *(unmatched_error(unmatched, where) if errors or not incomplete else ())])
-    strategy = Strategy(stages, document.devices)
-    return Resolved(strategy, assigned, rules.unused(assigned, tensors), tuple(sorted(unmatched)))
+    raise_all([*errors, *(states.unmatched(unmatched, SHOWN) if errors or not incomplete else ())])
+    ruled = (name for name, each in assigned.items() if each.rule is not None)
+    notes = (*rules.unused(assigned, tensors), *(f"{where}: {note}" for note in states.notes(ruled)))
+    refusals = states.unmatched(unmatched, len(unmatched))
+    return Resolved(Strategy(stages, document.devices), assigned, notes, states.patterns(unmatched), refusals)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from reshard.errors import DataError, RequestError
 from reshard.mesh.problems import Problems, raise_all
-from reshard.mesh.resolve import Assigned, Resolved, Rules, unmatched_error
+from reshard.mesh.resolve import SHOWN, Assigned, Resolved, Rules
 from reshard.mesh.sharding import Whole, optimizer_sharded, shard_count
+from reshard.mesh.states import UndeclaredStates
 from reshard.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def resolve_slices(
     """
     rules = Rules(document, where)
     layouts: tuple[dict[str, Layout], ...] = tuple({} for _ in range(document.stages))
+    layout_of: dict[str, Layout] = {}
     assigned: dict[str, Assigned] = {}
     unmatched, done = set(), set()
     problems = Problems(where)
@@ -56,17 +58,20 @@ def resolve_slices(
                     continue
                 done.add(name)
                 assigned[name] = found
-                layout = _layout(rules, found, name, tensor, where)
+                layout = layout_of[name] = _layout(rules, found, name, tensor, where)
             except (DataError, RequestError) as error:
                 done.add(name)
                 problems.add(name, error)
                 continue
             for stage in found.stages:
                 layouts[stage][name] = layout
-    names = {name for tensors in stages for name in tensors}
-    errors = [error for _, error in problems.grouped(names)]
-    raise_all([*errors, *unmatched_error(unmatched, where), *rules.missing_layers(names)])
-    return Resolved(Strategy(layouts, document.devices), assigned, rules.unused(assigned, names))
+    slices = {name: tensor for tensors in reversed(stages) for name, tensor in tensors.items()}
+    states = UndeclaredStates(slices, {name: rules.owner(name, slices) for name in slices}, where)
+    for name, refusal in states.differing(assigned, layout_of).items():
+        problems.add(name, refusal)
+    errors = [error for _, error in problems.grouped(slices)]
+    raise_all([*errors, *states.unmatched(unmatched, SHOWN), *rules.missing_layers(slices)])
+    return Resolved(Strategy(layouts, document.devices), assigned, rules.unused(assigned, slices))
 
 
 def _layout(rules: Rules, found: Assigned, name: str, part: Whole, where: str) -> Layout:

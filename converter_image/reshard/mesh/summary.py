@@ -8,6 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.dtypes import DTYPES
+from reshard.mesh.patterns import pattern_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """Parameters of one type and shape that one rule divides in the same way.
+    """Parameters of one type and shape that one rule divides in the same way, and whose names differ only in numbers.
 
     Attributes:
         rule: position of the rule. None means that the sharding is derived from the source.
-        names: names of the parameters.
+        pattern: names of the parameters, with `*` for the numbers. Optimizer states have those of their parameters.
+        names: names of the parameters and their states.
         tensor: type and shape of each whole parameter.
         sharding: axes that divide each of them.
         layout: layout of each of them, including optimizer shards.
@@ -31,6 +33,7 @@ class Division:
     """
 
     rule: int | None
+    pattern: str
     names: tuple[str, ...]
     tensor: Whole
     sharding: Sharding
@@ -45,24 +48,24 @@ class Division:
 
 
 def divisions(resolved: Resolved, tensors: Mapping[str, Whole]) -> list[Division]:
-    """Return the parameters of a strategy by rule, in the order of the rules, and by type, shape and layout.
+    """Return the parameters of a strategy by rule, in the order of the rules, and by name, type, shape and layout.
 
     Args:
         resolved: strategy of a layout file.
         tensors: whole parameters, by name.
     """
-    names: dict[tuple[int | None, Whole, Sharding, Layout], list[str]] = defaultdict(list)
-    stages: dict[tuple[int | None, Whole, Sharding, Layout], Counter[int]] = defaultdict(Counter)
+    names: dict[tuple[int | None, str, Whole, Sharding, Layout], list[str]] = defaultdict(list)
+    stages: dict[tuple[int | None, str, Whole, Sharding, Layout], Counter[int]] = defaultdict(Counter)
     for name, assigned in resolved.assigned.items():
         layout = resolved.strategy.stages[assigned.stages[0]][name]
-        key = assigned.rule, tensors[name], assigned.sharding, layout
+        key = assigned.rule, pattern_of(assigned.owner), tensors[name], assigned.sharding, layout
         names[key].append(name)
         stages[key].update(assigned.stages)
     found = []
     for key, alike in names.items():
-        rule, tensor, sharding, layout = key
+        rule, pattern, tensor, sharding, layout = key
         nbytes = max(stages[key].values()) * max(_rank_bytes(layout, tensor))
-        found.append(Division(rule, tuple(alike), tensor, sharding, layout, nbytes))
+        found.append(Division(rule, pattern, tuple(alike), tensor, sharding, layout, nbytes))
     return sorted(found, key=lambda each: float("inf") if each.rule is None else each.rule)
 
 

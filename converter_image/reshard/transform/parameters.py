@@ -84,7 +84,7 @@ class Parameters:
             return resolved.notes
         derived = {name: each.sharding for name, each in resolved.assigned.items() if each.rule is None}
         if self.strategy is not None:
-            return (*_orders(file, derived), *resolved.notes)
+            return (*_without_zero(file, self.strategy), *_orders(file, derived), *resolved.notes)
         numbers = Counter((axis, i) for each in derived.values() for i, cuts in enumerate(each.dims) for axis in cuts)
         found = [f"{axis} divides dimension {dimension} of {n} parameters" for (axis, dimension), n in sorted(numbers.items())]
         text = f"{file.name}: if the mesh of the source is {how.source_mesh}, {', '.join(found)}"
@@ -119,6 +119,13 @@ class Parameters:
             evidence = [Evidence.of_grids(grids, how.source_mesh)]
             experts = [Evidence.of_grids(grids, how.source_expert_mesh)] if how.source_expert_mesh else []
         return derive(document, tensors, file.name, evidence, renamed, experts)
+
+
+def _without_zero(file: LayoutFile, source: Strategy) -> list[str]:
+    """Return a message if the source has optimizer parallelism and the target has none."""
+    is_sharded = any(layout.shard_size and layout.shard_step for stage in source.stages for layout in stage.values())
+    text = f"{file.name}: the source has optimizer parallelism, and the target has none; add `zero` if it should have it"
+    return [text] if is_sharded and file.document.zero is None else []
 
 
 def _orders(file: LayoutFile, derived: Mapping[str, Sharding]) -> list[str]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from reshard.engine.memory import default_workers
 from reshard.mesh.evidence import Meshed
 from reshard.mesh.problems import raise_all
-from reshard.mesh.resolve import unmatched_error
 from reshard.mesh.sharding import Whole
 from reshard.source.reading import read_inventory
 from reshard.source.strategies import read_strategy
@@ -114,7 +113,7 @@ def strategy_files(found: ResolvedCheckpoint) -> list[StrategyFile]:
     Raises:
         RequestError: no rule matches a parameter.
     """
-    raise_all(unmatched_error(found.resolved.unmatched, found.file.name))
+    raise_all(found.resolved.refusals)
     files = []
     for number, stage in enumerate(found.resolved.strategy.stages):
         layouts = {name: layout.evened(found.tensors[name].shape) or layout for name, layout in stage.items()}
