@@ -139,11 +139,14 @@ def make(case: Case, folder: Path) -> Path:
                     file.write(piece)
                     continue
                 assert isinstance(piece, Span)  # noqa: S101 - neither format has checksums of content
-                start = (piece.tensor * 7919 + rank * shift[piece.tensor]) % (32 << 20)
-                left = piece.length
+                left, number = piece.length, piece.tensor
                 while left:
-                    n = min(left, 32 << 20)
-                    file.write(noise[start : start + n])
-                    left -= n
+                    rest = min(left, tensors[number].nbytes)
+                    start = (number * 7919 + rank * shift[number]) % (32 << 20)
+                    left, number = left - rest, number + 1
+                    while rest:
+                        n = min(rest, 32 << 20)
+                        file.write(noise[start : start + n])
+                        rest -= n
     done.touch()
     return place

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import lcm, prod
 from typing import TYPE_CHECKING, Any
@@ -72,6 +72,10 @@ class Model:
     def target(self, rank: int) -> rawfiles.Tensors:
         """Return the expected contents of a target rank's file."""
         return self._slices(rank, self.target_devices, [(t, t.target, t.target_stage) for t in self.tensors])
+
+    def repeated(self, times: int) -> Model:
+        """Return a model with several tensors of each kind, so that thousands of them are copied at a time."""
+        return replace(self, tensors=tuple(replace(t, name=f"{t.name}{i or ''}") for i in range(times) for t in self.tensors))
 
     def _slices(self, rank: int, devices: int, tensors: list[tuple[Tensor, Cut | None, int]]) -> rawfiles.Tensors:
         found = {}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 from local_folder import content_of
 
@@ -52,7 +52,10 @@ def recut(folder: Path, found: Checkpoint, ranks: int) -> list[list[Content]]:
             start = min(rank * step, tensor.shape[0])
             shape = (min(step, tensor.shape[0] - start), *tensor.shape[1:])
             cut[rank].append(shard(tensor.name, whole, (start, *(0,) * (len(shape) - 1)), shape, tensor.dtype))
-    return [[(replace(tensor, keys=found.keys.get(tensor.name, (tensor.name,))), c) for tensor, c in one] for one in cut]
+    return [
+        [(msgspec.structs.replace(tensor, keys=found.keys.get(tensor.name, (tensor.name,))), c) for tensor, c in one]
+        for one in cut
+    ]
 
 
 def rendered(output: OutputFormat, contents: Sequence[Content], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -61,7 +64,7 @@ def rendered(output: OutputFormat, contents: Sequence[Content], metadata: Mappin
     found, crc = bytearray(), 0
     for piece in output.pieces(tensors, metadata or {}):
         if isinstance(piece, Span):
-            part = contents[piece.tensor][1][piece.offset : piece.offset + piece.length]
+            part = b"".join(content for _, content in contents[piece.tensor :])[piece.offset : piece.offset + piece.length]
             crc = zlib.crc32(part)
             found += part
         elif isinstance(piece, Checksum):

@@ -90,8 +90,9 @@ def test_a_failure_is_raised_by_the_read_that_needs_the_bytes() -> None:
 
 
 @examples(150)
-@given(models.models(16, dtypes=("Float32", "BFloat16", "Int8")), st.sampled_from(["ckpt", "safetensors"]))
-def test_a_plan_predicts_exactly_the_ranges_that_are_read(model: models.Model, kind: str) -> None:
+@given(models.models(16, dtypes=("Float32", "BFloat16", "Int8")), st.sampled_from(["ckpt", "safetensors"]), st.data())
+def test_a_plan_predicts_exactly_the_ranges_that_are_read(model: models.Model, kind: str, data: st.DataObject) -> None:
+    model = model.repeated(data.draw(st.sampled_from([1, 1, 1, 12])))
     made, store = task(model, kind, kind)
     for rank in range(min(model.target_ranks, 3)):
         if kind == "ckpt" and not model.target(rank):

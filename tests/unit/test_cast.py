@@ -176,8 +176,9 @@ def equal_values(found: rawfiles.Tensors, expected: rawfiles.Tensors) -> bool:
 
 
 @examples(300)
-@given(model=models.models(), kind=st.sampled_from(["ckpt", "safetensors"]), to=st.sampled_from([*TYPES]))
-def test_every_rank_gets_its_slices_in_the_new_type(model: models.Model, kind: str, to: Any) -> None:
+@given(models.models(), st.sampled_from(["ckpt", "safetensors"]), st.sampled_from([*TYPES]), st.sampled_from([1, 1, 1, 12]))
+def test_every_rank_gets_its_slices_in_the_new_type(model: models.Model, kind: str, to: Any, times: int) -> None:
+    model = model.repeated(times)
     made, _ = task(model, kind, "safetensors", cast=(CastRule("*", to),))
     for rank in range(min(4, model.target_ranks)):
         found = rawfiles.read("safetensors", written(made, rank))

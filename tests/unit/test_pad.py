@@ -71,6 +71,7 @@ def compare(made: Task, rank: int, content: bytes, level: Any) -> None:
 @given(model=models.models(), kind=st.sampled_from(["ckpt", "safetensors"]), data=st.data())
 def test_every_rank_gets_its_slices_of_the_new_shape(model: models.Model, kind: str, data: st.DataObject) -> None:
     shapes, rules = {}, []
+    model = model.repeated(data.draw(st.sampled_from([1, 1, 1, 6])))
     for tensor in model.tensors:
         lengths = list(tensor.shape)
         for dimension, parts in enumerate(models.parts(tensor.target, len(lengths))):

@@ -58,7 +58,7 @@ class OutputFile:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A range of bytes of a tensor's content.
+    """A range of bytes of a tensor's content. It may continue with the contents of the next tensors, without gaps.
 
     Attributes:
         tensor: position among the tensors of the file.

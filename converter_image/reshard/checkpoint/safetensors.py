@@ -121,9 +121,8 @@ def pieces(tensors: Sequence[OutputTensor], metadata: Mapping[str, str], crc: in
         OutputError: the header is longer than the format allows.
     """
     yield _header(tensors, metadata, crc)
-    for number, tensor in enumerate(tensors):
-        if tensor.nbytes:
-            yield Span(number, 0, tensor.nbytes)
+    if length := sum(tensor.nbytes for tensor in tensors):
+        yield Span(0, 0, length)
 
 
 def file_size(tensors: Sequence[OutputTensor], metadata: Mapping[str, str], *, crc: bool) -> int:

@@ -11,8 +11,9 @@ from zlib_ng import zlib_ng
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.output import Checksum
 from reshard.engine.cast import Losses, cast
-from reshard.engine.gather import SMALL_BYTES, Gatherer, element_type, reads_of_box, reads_of_small, small_runs
+from reshard.engine.gather import Gatherer, element_type, reads_of_box, span_bytes
 from reshard.engine.overlap import emitting
+from reshard.engine.small import Small, placed, reads_of_small
 from reshard.layout.box import Box
 from reshard.layout.tiles import flat_span, next_tile
 
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.inventory import TensorEntry
     from reshard.checkpoint.output import Piece, Span
-    from reshard.engine.gather import Runs, SourceFiles
+    from reshard.engine.gather import SourceFiles
+    from reshard.engine.small import Placed
     from reshard.plan import Parameter, RankPlan, TargetTensor
+    from reshard.plan.columns import Numbers
     from reshard.plan.geometry import Overlap
     from reshard.storage.ahead import Read
 
@@ -30,15 +33,6 @@ if TYPE_CHECKING:
 TILE_BYTES = 1 << 20
 # A tile with less room than this is passed on, rather than filled with a small fragment.
 _SPLINTER_BYTES = 64 << 10
-
-
-class Small(NamedTuple):
-    """A small tensor, as a whole. For `nbytes` and `summed`, see `Fill`."""
-
-    tensor: TargetTensor
-    runs: Runs
-    nbytes: int
-    summed: bool = False
 
 
 class Copy(NamedTuple):
@@ -99,24 +93,38 @@ def moves(plan: RankPlan, pieces: Iterable[Piece]) -> Iterator[Move]:
             yield from room.take(piece.length)
             yield piece
             continue
-        tensor, summed = plan.tensors[piece.tensor], isinstance(following, Checksum)
-        small = piece.length <= SMALL_BYTES and piece.offset == 0
-        if small and (runs := small_runs(tensor)) is not None:
-            yield from room.take(piece.length)
-            yield Small(tensor, runs, piece.length, summed)
-            continue
-        if content is None or content.tensor is not tensor:
-            content = _Content(tensor)
-        done = 0
-        while done < piece.length:
-            left = piece.length - done
-            yield from room.make(min(_SPLINTER_BYTES, left))
-            fill = content.next(piece.offset + done, min(room.left, left))
-            yield from room.take(fill.nbytes)
-            yield fill._replace(summed=summed) if summed else fill
-            done += fill.nbytes
+        summed = isinstance(following, Checksum)
+        number, at, left = piece.tensor, piece.offset, piece.length
+        while left:
+            length = min(left, int(plan.ends[number + 1] - plan.ends[number]) - at)  # of this tensor
+            if plan.small[number] and at == 0 and length == plan.ends[number + 1] - plan.ends[number]:
+                yield from room.make(length)
+                end = _end_of_small(plan, number, min(room.left, left))
+                length = int(plan.ends[end] - plan.ends[number])
+                yield from room.take(length)
+                yield Small(plan, number, end, length, summed)
+                number, left = end, left - length
+                continue
+            if content is None or content.tensor is not plan.tensors[number]:
+                content = _Content(plan.tensors[number])
+            left -= length
+            while length:
+                yield from room.make(min(_SPLINTER_BYTES, length))
+                fill = content.next(at, min(room.left, length))
+                yield from room.take(fill.nbytes)
+                yield fill._replace(summed=summed) if summed else fill
+                at += fill.nbytes
+                length -= fill.nbytes
+            number, at = number + 1, 0
     if room.left < TILE_BYTES:
         yield None
+
+
+def _end_of_small(plan: RankPlan, first: int, most: int) -> int:
+    """Return the end of the longest sequence of small tensors from `first` that has at most `most` bytes."""
+    end = int(np.searchsorted(plan.ends, plan.ends[first] + most, "right")) - 1
+    large = np.flatnonzero(~plan.small[first:end])
+    return first + int(large[0]) if len(large) else end
 
 
 class _Room:
@@ -139,12 +147,26 @@ class _Room:
 
 def reads(moves: Iterable[Move]) -> Iterator[Read]:
     """Yield the reads of the source for these moves, in order. Does no I/O."""
-    for move in moves:
+    small, filled = list[tuple[int, Small]](), 0
+    for move in chain(moves, [None]):
         if isinstance(move, Small):
-            yield from reads_of_small(move.tensor, move.runs)
+            small.append((filled, move))
         elif isinstance(move, Fill):
             for copy in move.copies:
                 yield from reads_of_box(copy.rank, copy.entry, copy.source, TILE_BYTES)
+        filled += length_of(move)
+        if move is None:
+            yield from reads_of_small(small, TILE_BYTES, span_bytes(TILE_BYTES))
+            small, filled = [], 0
+
+
+def length_of(move: Move) -> int:
+    """Return the number of bytes of the file that a move produces."""
+    if move is None:
+        return 0
+    if isinstance(move, Checksum):
+        return move.length
+    return len(move) if isinstance(move, bytes) else move.nbytes
 
 
 def reads_of_spans(plan: RankPlan, spans: Iterable[Span]) -> Iterator[Read]:
@@ -178,9 +200,10 @@ def carry_out(
         memory, filled = memoryview(bytearray(TILE_BYTES)), 0
         for move in moves:
             if move is not None:
-                filled += producer.carry_out(move, memory[filled:])
+                filled += producer.carry_out(move, memory, filled)
                 continue
             if filled:
+                producer.finish(memory)
                 memory = pass_on(memory, filled)
             filled = 0
 
@@ -195,47 +218,72 @@ def fill(moves: Iterable[Move], gatherer: Gatherer, into: memoryview) -> None:
     producer = _Producer(gatherer)
     for move in moves:
         if move is not None:
-            filled += producer.carry_out(move, into[filled:])
+            filled += producer.carry_out(move, into, filled)
+    producer.finish(into)
 
 
 class _Producer:
-    """Carries out moves one after another, and calculates the CRC32 that a checksum depends on."""
+    """Carries out the moves of one buffer after another, and calculates the CRC32 that a checksum depends on."""
 
     def __init__(self, gatherer: Gatherer, losses: Losses | None = None) -> None:
         self._gatherer = gatherer
         self._losses = Losses() if losses is None else losses
         self._uncast = memoryview(b"")
         self._crc = 0
+        self._small: list[tuple[int, Small]] = []
+        self._sums: list[tuple[int, Checksum | int]] = []  # places of checksums, and ranges that they depend on
 
-    def carry_out(self, move: bytes | Small | Fill | Checksum, into: memoryview) -> int:
-        """Write the bytes of a move to the start of a buffer. Return their number."""
+    def carry_out(self, move: bytes | Small | Fill | Checksum, into: memoryview, at: int) -> int:
+        """Write the bytes of a move to a place in a buffer, or do so in `finish`. Return their number."""
         if isinstance(move, Checksum):
-            into[: move.length] = move.render(self._crc)
-            self._crc = 0
+            self._sums.append((at, move))
             return move.length
         if isinstance(move, bytes):
-            into[: len(move)] = move
+            into[at : at + len(move)] = move
             return len(move)
-        view = into[: move.nbytes]
-        parameter = move.tensor.parameter if isinstance(move, Small) else move.parameter
-        if parameter.cast is None:
-            self._gather(move, view)
+        if isinstance(move, Small):
+            self._small.append((at, move))
         else:
-            count = move.nbytes // DTYPES[parameter.cast].itemsize
-            content = self._room_before_cast(count * DTYPES[parameter.dtype].itemsize)
-            self._gather(move, content)
-            self._losses.add(parameter.name, cast(content, parameter.dtype, view, parameter.cast))
+            self._fill(move, into[at : at + move.nbytes])
         if move.summed:
-            self._crc = zlib_ng.crc32(view, self._crc)
+            self._sums.append((at, move.nbytes))
         return move.nbytes
 
-    def _gather(self, move: Small | Fill, into: memoryview) -> None:
-        """Read the elements of a move, in the source's type. Padding consists of zeros."""
-        if isinstance(move, Small):
-            if move.tensor.geometry.padding:
-                into[:] = bytes(len(into))
-            self._gatherer.read_small(move.tensor, move.runs, into)
+    def finish(self, into: memoryview) -> None:
+        """Write what is left of the moves of a buffer."""
+        for tensors in placed(self._small, TILE_BYTES):
+            if tensors.targets is None:
+                self._gatherer.read_small(tensors, into)
+            else:
+                self._cast_small(tensors, tensors.targets, into)
+        for at, found in self._sums:
+            if isinstance(found, Checksum):
+                into[at : at + found.length] = found.render(self._crc)
+                self._crc = 0
+            else:
+                self._crc = zlib_ng.crc32(into[at : at + found], self._crc)
+        self._small, self._sums = [], []
+
+    def _fill(self, move: Fill, view: memoryview) -> None:
+        parameter = move.parameter
+        if parameter.cast is None:
+            self._gather(move, view)
             return
+        content = self._room_before_cast(move.box.size * DTYPES[parameter.dtype].itemsize)
+        self._gather(move, content)
+        self._losses.add(parameter.name, cast(content, parameter.dtype, view, parameter.cast))
+
+    def _cast_small(self, tensors: Placed, targets: Numbers, into: memoryview) -> None:
+        content = self._room_before_cast(TILE_BYTES)
+        self._gatherer.read_small(tensors, content)
+        for number, place, target in zip(tensors.numbers.tolist(), tensors.places.tolist(), targets.tolist(), strict=True):
+            parameter, group = tensors.plan.parameters[number], tensors.plan.groups[tensors.plan.group_of[number]]
+            assert parameter.cast is not None  # noqa: S101 - otherwise there are no targets
+            before, after = content[place : place + group.nbytes], into[target : target + group.written_nbytes]
+            self._losses.add(parameter.name, cast(before, parameter.dtype, after, parameter.cast))
+
+    def _gather(self, move: Fill, into: memoryview) -> None:
+        """Read the elements of a box, in the source's type. Padding consists of zeros."""
         elements = np.frombuffer(into, element_type(move.parameter.dtype)).reshape(move.box.shape)
         if sum(copy.here.size for copy in move.copies) < move.box.size:
             elements[...] = 0

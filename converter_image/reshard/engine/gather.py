@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from reshard.checkpoint.dtypes import DTYPES
+from reshard.engine.small import padded, scatter
 from reshard.errors import DataError, MissingInputError
 from reshard.layout.box import Box, contiguous_runs, strides
 from reshard.layout.tiles import flat_span
+from reshard.plan.runs import reads_of
 from reshard.source.changed import source_changed
 from reshard.storage.ahead import Ahead
 from reshard.storage.digest import sample_of
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from reshard.checkpoint.inventory import Inventory, TensorEntry
-    from reshard.plan import TargetTensor
-    from reshard.plan.geometry import Geometry
+    from reshard.engine.small import Placed
     from reshard.storage.ahead import Read
     from reshard.storage.protocol import Reader, ReadStore
     from reshard.storage.traffic import Meter
@@ -32,12 +32,7 @@ _MOST_OVERREAD = 1.25
 _SMALLEST_RUN = 64
 _MANY_RUNS = 4096
 _PAGE_BYTES = 4096
-# A tensor with at most this many bytes and runs is read run by run, without further calculation.
-SMALL_BYTES = 32 << 10
-_FEW_RUNS = 64
 
-# Runs as (overlap, offset in the source's slice, offset in the target's slice, length) in bytes.
-Runs = tuple[tuple[int, int, int, int], ...]
 Elements = np.ndarray[Any, np.dtype[Any]]
 _ELEMENT = {1: "u1", 2: "u2", 3: "V3", 4: "u4", 8: "u8", 16: "c16"}
 
@@ -162,7 +157,7 @@ class Gatherer:
     def __init__(self, files: SourceFiles, tile_bytes: int) -> None:
         self._files = files
         self._compact = bytearray(tile_bytes)
-        self._span = bytearray(_span_bytes(tile_bytes))
+        self._span = bytearray(span_bytes(tile_bytes))
 
     def read(self, rank: int, entry: TensorEntry, box: Box, into: Elements) -> None:
         """Fill `into` (with the shape of the box, the element type, and any strides) with a box of a source rank's slice."""
@@ -174,11 +169,18 @@ class Gatherer:
         self._read_compact(rank, entry, box, view)
         np.copyto(into, np.frombuffer(view, into.dtype).reshape(box.shape))
 
-    def read_small(self, tensor: TargetTensor, runs: Runs, into: memoryview) -> None:
-        """Fill `into` with the complete content of a small tensor, given its `small_runs`."""
-        ranks, entries, reader = tensor.ranks, tensor.entries, self._files.reader
-        for overlap, source, target, nbytes in runs:
-            reader(ranks[overlap]).read_into(into[target : target + nbytes], entries[overlap].extents[0][0] + source)
+    def read_small(self, tensors: Placed, into: memoryview) -> None:
+        """Read small tensors to their places in a buffer, in the source's type. Padding consists of zeros."""
+        reader = self._files.reader
+        for place, length in padded(tensors):
+            into[place : place + length] = bytes(length)
+        for alone, together in reads_of(tensors.plan, tensors.numbers, tensors.places, len(self._span)):
+            for rank, source, place, length in alone:
+                reader(rank).read_into(into[place : place + length], source)
+            for rank, start, end, runs in together:
+                content = memoryview(self._span)[: end - start]
+                reader(rank).read_into(content, start)
+                scatter(content, start, runs, into)
 
     def _read_compact(self, rank: int, entry: TensorEntry, box: Box, view: memoryview) -> None:
         itemsize = DTYPES[entry.dtype].itemsize
@@ -217,25 +219,12 @@ class Gatherer:
             done += n
 
 
-def small_runs(tensor: TargetTensor) -> Runs | None:
-    """Return the runs of a tensor of at most `SMALL_BYTES` bytes, or None if `Gatherer.read` reads it faster."""
-    if any(len(entry.extents) != 1 for entry in tensor.entries):
-        return None
-    return _runs(tensor.geometry, DTYPES[tensor.parameter.dtype].itemsize)
-
-
-def reads_of_small(tensor: TargetTensor, runs: Runs) -> Iterator[Read]:
-    """Yield the reads of `Gatherer.read_small`, in order."""
-    for overlap, source, _, nbytes in runs:
-        yield tensor.ranks[overlap], tensor.entries[overlap].extents[0][0] + source, nbytes
-
-
 def reads_of_box(rank: int, entry: TensorEntry, box: Box, tile_bytes: int) -> Iterator[Read]:
     """Yield the reads of `Gatherer.read`, in order."""
     itemsize = DTYPES[entry.dtype].itemsize
     length, starts, together = _way(entry, box, itemsize)
     if together:
-        for part in _spanning(entry, box, itemsize, _span_bytes(tile_bytes)):
+        for part in _spanning(entry, box, itemsize, span_bytes(tile_bytes)):
             first, end = flat_span(entry.shape, part)
             for offset, n in entry.located(first * itemsize, (end - first) * itemsize):
                 yield rank, offset, n
@@ -245,7 +234,8 @@ def reads_of_box(rank: int, entry: TensorEntry, box: Box, tile_bytes: int) -> It
                 yield rank, offset, n
 
 
-def _span_bytes(tile_bytes: int) -> int:
+def span_bytes(tile_bytes: int) -> int:
+    """Return the maximum length of a read with gaps."""
     return int(tile_bytes * _MOST_OVERREAD)
 
 
@@ -275,22 +265,3 @@ def _spanning(entry: TensorEntry, box: Box, itemsize: int, most: int) -> Iterato
     for start, count in ((box.start[axis], half), (box.start[axis] + half, box.shape[axis] - half)):
         part = Box((*box.start[:axis], start, *box.start[axis + 1 :]), (*box.shape[:axis], count, *box.shape[axis + 1 :]))
         yield from _spanning(entry, part, itemsize, most)
-
-
-@lru_cache(maxsize=512)
-def _runs(geometry: Geometry, itemsize: int) -> Runs | None:
-    """Return the runs of bytes of a slice, or None if there are too many."""
-    runs: list[tuple[int, int, int, int]] = []
-    for number, overlap in enumerate(geometry.overlaps):
-        source_length, sources = contiguous_runs(overlap.source_shape, overlap.source)
-        target_length, targets = contiguous_runs(geometry.box.shape, overlap.target)
-        length = min(source_length, target_length)  # one divides the other, because both are products of the innermost dimensions
-        if len(runs) + overlap.target.size // length > _FEW_RUNS:
-            return None
-        starts = zip(_pieces(sources, source_length, length), _pieces(targets, target_length, length), strict=True)
-        runs += [(number, source * itemsize, target * itemsize, length * itemsize) for source, target in starts]
-    return tuple(runs)
-
-
-def _pieces(starts: Iterator[int], length: int, piece: int) -> Iterator[int]:
-    return (start + at for start in starts for at in range(0, length, piece))

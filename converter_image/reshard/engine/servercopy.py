@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from reshard.checkpoint.output import Checksum
-from reshard.engine.execute import TILE_BYTES, Fill, Small
+from reshard.engine.execute import TILE_BYTES, Fill, length_of
 from reshard.engine.gather import reads_of_box
 from reshard.layout.box import Box
 from reshard.layout.tiles import flat_span
@@ -80,8 +79,8 @@ def parts(moves: Sequence[Move], limits: PartLimits) -> list[UploadPart] | None:
         if run.rank is not None and run.nbytes >= limits.smallest:
             copied = run.nbytes
             while 0 < own < limits.smallest and at < run.end:
-                own += _length(moves[at])
-                copied -= _length(moves[at])
+                own += length_of(moves[at])
+                copied -= length_of(moves[at])
                 at += 1
         if copied >= limits.smallest:
             if own:
@@ -90,7 +89,7 @@ def parts(moves: Sequence[Move], limits: PartLimits) -> list[UploadPart] | None:
             first, own = run.end, 0
             continue
         for number in range(at, run.end):
-            own += _length(moves[number])
+            own += length_of(moves[number])
             if own >= limits.smallest:
                 found.append(UploadPart(first, number + 1, own))
                 first, own = number + 1, 0
@@ -107,7 +106,7 @@ def _runs(moves: Sequence[Move]) -> Iterator[UploadPart]:
     open_: UploadPart | None = None
     for number, move in enumerate(moves):
         rank, offset = _source(move)
-        nbytes = _length(move)
+        nbytes = length_of(move)
         follows = open_ is not None and (
             not nbytes
             or (rank is None and open_.rank is None)
@@ -132,11 +131,3 @@ def _source(move: Move) -> tuple[int | None, int]:
         return None, 0
     ((_, offset, length), *more) = islice(reads_of_box(copy.rank, copy.entry, copy.source, TILE_BYTES), 2)
     return (copy.rank, offset) if not more and length == move.nbytes else (None, 0)
-
-
-def _length(move: Move) -> int:
-    if move is None:
-        return 0
-    if isinstance(move, Checksum):
-        return move.length
-    return move.nbytes if isinstance(move, Fill | Small) else len(move)

@@ -20,6 +20,7 @@ from reshard.plan.geometry import prove as prove_geometry
 from reshard.plan.model import Role
 from reshard.plan.pad import within
 from reshard.plan.replicas import Holders, choose, shard_entry
+from reshard.plan.runs import SMALL_BYTES, small_tensors, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from reshard.plan.columns import Columns, Numbers
     from reshard.plan.geometry import Cell
     from reshard.plan.model import Kind, Model, Parameter
+    from reshard.plan.runs import Flags, Table
 
-    Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
     Needs = list[tuple[Cell, tuple[int, ...]]]  # source cells, and the ranks whose files contain each
 
 
@@ -61,7 +62,7 @@ class TargetTensor(NamedTuple):
         return self.geometry.box.size * DTYPES[self.parameter.target_dtype].itemsize
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class TensorGroup:
     """Tensors of one target file that have the same kind, and are therefore composed in the same way.
 
@@ -81,6 +82,11 @@ class TensorGroup:
     positions: tuple[Numbers, ...]
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of each slice in the source's type, with padding."""
+        return self.geometry.box.size * DTYPES[self.kind.dtype].itemsize
+
+    @property
     def nbytes_needed(self) -> int:
         """Bytes of each slice that are in the source, without padding."""
         padding = sum(box.size for box in self.geometry.padding)
@@ -90,6 +96,12 @@ class TensorGroup:
     def written_nbytes(self) -> int:
         """Bytes of each slice in the target's type."""
         return self.geometry.box.size * DTYPES[self.kind.target_dtype].itemsize
+
+    @cached_property
+    def table(self) -> Table | None:
+        """The runs of bytes of each slice, see `reshard.plan.runs.table_of`, or None if the tensors are not small."""
+        is_small = max(self.nbytes, self.written_nbytes) <= SMALL_BYTES
+        return table_of(self.geometry, DTYPES[self.kind.dtype].itemsize) if is_small else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,9 +144,28 @@ class RankPlan:
         return found
 
     @cached_property
+    def ends(self) -> Numbers:
+        """The number of bytes of the first tensors in the target's type: of none, of one, and so on up to all of them."""
+        sizes = np.array([0, *(group.written_nbytes for group in self.groups)])
+        return np.concatenate([[0], np.cumsum(sizes[1:][self.group_of])])
+
+    @cached_property
+    def small(self) -> Flags:
+        """Which tensors are small, so that they are copied together, see `reshard.plan.runs`."""
+        return small_tensors(self)
+
+    @cached_property
     def tensors(self) -> Sequence[TargetTensor]:
         """The tensors, which are created when they are requested."""
         return _Tensors(self)
+
+    def offsets(self, group: TensorGroup, overlap: int, at: Numbers | slice = slice(None)) -> Numbers:
+        """Return the first byte of the entries of a group's tensors in the source file of an overlap, or `SCATTERED`."""
+        if group.positions:
+            found: Numbers = self.tables.of_rank(group.ranks[overlap]).offsets[group.positions[overlap][at]]
+            return found
+        ((offset, _),) = self.entry(group, overlap, 0).extents
+        return np.full(len(group.numbers), offset)[at]
 
     def entry(self, group: TensorGroup, overlap: int, at: int) -> TensorEntry:
         """Return the entry of a group's tensor in the source file of an overlap."""
