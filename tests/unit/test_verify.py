@@ -20,6 +20,7 @@ from reshard.engine.verify import check_file
 from reshard.errors import BugError
 from reshard.layout.tiles import flat_span
 from reshard.plan import prove
+from reshard.spec.rules import CastRule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -156,6 +157,7 @@ def sampled(made: Task, content: bytes, plan: RankPlan) -> np.ndarray:
 @given(models.models(16), FORMATS, FORMATS, st.data())
 def test_elements_in_wrong_places_do_not_verify(model: models.Model, source: str, target: str, data: st.DataObject) -> None:
     """Neither by the right plan, nor by the plan that they were written with, whose places are wrong."""
+    model = model.repeated(data.draw(st.sampled_from([1, 1, 12])))  # many tensors that are alike are compared together
     made, _ = task(model, source, target)
     plan = made.planner.plan(data.draw(st.integers(0, model.target_ranks - 1)))
     possible = [
@@ -181,6 +183,20 @@ def test_elements_in_wrong_places_do_not_verify(model: models.Model, source: str
     if not mistake.is_seen_by_proof:
         assert not (verifies(made, content, wrong, "Full") and differs.any())
         assert not (verifies(made, content, wrong, "Sample") and (differs & seen).any())
+
+
+@pytest.mark.parametrize("level", ["Sample", "Full"])
+def test_small_tensors_that_were_not_cast_do_not_verify(level: Verified) -> None:
+    cut = models.Cut((2,), ((0,), ()))
+    tensors = tuple(models.Tensor(f"t{i}", "Float16", (4, 2), cut, 0, cut, 0) for i in range(20))
+    model = models.Model(2, 1, 2, 1, tensors, 1, remove_redundancy=False)
+    made, _ = task(model, "ckpt", "safetensors", cast=(CastRule("*", "BFloat16"),))
+    plan, content = made.planner.plan(0), bytearray(written(made, 0))
+    assert verifies(made, bytes(content), plan, level)
+    for entry in made.output.entries(MemoryReader("y.safetensors", bytes(content)), made.tensors(0)):
+        offset, length = entry.extents[0]
+        content[offset : offset + length] = model.target(0)[entry.name].tobytes()
+    assert not verifies(made, bytes(content), plan, level)
 
 
 def plan_of_two() -> tuple[Task, RankPlan]:

@@ -17,7 +17,10 @@ import xxhash
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.engine.cast import cast
+from reshard.engine.verify_small import Alike, Region, SmallComparison
 from reshard.errors import BugError, DataError
+from reshard.plan.columns import SCATTERED
+from reshard.plan.runs import SMALL_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -27,13 +30,14 @@ if TYPE_CHECKING:
     from reshard.engine.gather import SourceFiles
     from reshard.layout import Layout
     from reshard.plan.model import Model, Parameter
-    from reshard.plan.rank import RankPlan, TargetTensor
+    from reshard.plan.rank import RankPlan, TargetTensor, TensorGroup
     from reshard.storage.protocol import Reader
 
 _BLOCK_BYTES = 1 << 20
 _SAMPLES = 4  # rows of each parameter in a sample
 _SAMPLED_SEGMENTS = 8  # segments of each such row, from its first to its last
 _SAMPLE_BYTES = 16 << 10  # bytes of each such segment
+_MANY = 8  # so many small tensors of a group are compared together
 
 _FIX = "check the storage for errors and retry; if the error persists, please report it with both strategy files"
 
@@ -64,24 +68,23 @@ def check_file(
     Raises:
         BugError: the file differs from the source.
     """
-    entries = {entry.name: entry for entry in described}
-    comparisons, local = [], plan.rank % model.target_devices
-    for tensor in plan.tensors:
-        parameter = tensor.parameter
-        if not prod(tensor.shape):
-            continue
-        entry = entries.pop(parameter.name, None)
-        if entry is None or (entry.dtype, entry.shape) != (parameter.target_dtype, tensor.shape):
-            raise _differs(written, parameter, "is missing, or its type or shape differs from the source")
-        comparisons.append(_Comparison(written, entry, parameter, files, _regions(written, tensor, local, model)))
-    leftover = [name for name, entry in entries.items() if entry.nbytes]
-    if leftover:
-        raise BugError(
-            "VerificationFailed",
-            f"the file contains a parameter that was not planned: {leftover[0]}",
-            where=written.name,
-            fix=_FIX,
-        )
+    local, alike = plan.rank % model.target_devices, dict[int, Alike]()
+    many = [_are_many(plan, group) for group in plan.groups]
+    comparisons: list[_Comparison] = []
+    small: dict[int, TensorEntry] = {}
+    for number, entry in _pairs(written, plan, described):
+        position = int(plan.group_of[number])
+        if many[position] and len(entry.extents) == 1:
+            small[number] = entry
+            if position not in alike:
+                alike[position] = Alike.of(plan.groups[position], _regions(written, plan.tensors[number], local, model))
+        else:
+            regions = _regions(written, plan.tensors[number], local, model)
+            comparisons.append(_Comparison(written, entry, plan.parameters[number], files, regions))
+    for number in SmallComparison(written, plan, files, alike).differing(small):
+        parameter, regions = plan.parameters[number], _regions(written, plan.tensors[number], local, model)
+        _Comparison(written, small[number], parameter, files, regions).run("Full")  # names the source file
+        raise _differs(written, parameter, "differs from the source")
     if at_once == 1:
         for comparison in comparisons:
             comparison.run(level)
@@ -91,26 +94,40 @@ def check_file(
             pass
 
 
-@dataclass(frozen=True, slots=True)
-class _Region:
-    """The elements of a target slice that one source slice holds.
+def _pairs(written: Reader, plan: RankPlan, described: Iterable[TensorEntry]) -> Iterator[tuple[int, TensorEntry]]:
+    """Yield the number of each planned tensor with elements, and its entry in the finished file.
 
-    Attributes:
-        start: first element in the target's slice, along each dimension.
-        shape: number of elements along each dimension.
-        origin: first element in the source's slice.
-        rank: source rank that the plan reads it from.
-        entry: entry of the tensor in that rank's file. None: the elements are padding.
+    Raises:
+        BugError: the file lacks a tensor, or contains one that was not planned.
     """
+    entries = {entry.name: entry for entry in described}
+    expected = [(group.kind.target_dtype, group.geometry.box.shape) for group in plan.groups]
+    for number, position in enumerate(plan.group_of.tolist()):
+        if not prod(expected[position][1]):
+            continue
+        entry = entries.pop(plan.parameters[number].name, None)
+        if entry is None or (entry.dtype, entry.shape) != expected[position]:
+            raise _differs(written, plan.parameters[number], "is missing, or its type or shape differs from the source")
+        yield number, entry
+    leftover = [name for name, entry in entries.items() if entry.nbytes]
+    if leftover:
+        raise BugError(
+            "VerificationFailed",
+            f"the file contains a parameter that was not planned: {leftover[0]}",
+            where=written.name,
+            fix=_FIX,
+        )
 
-    start: tuple[int, ...]
-    shape: tuple[int, ...]
-    origin: tuple[int, ...]
-    rank: int
-    entry: TensorEntry | None
+
+def _are_many(plan: RankPlan, group: TensorGroup) -> bool:
+    """Return whether the tensors of a group are small, and so many that they are compared together, and completely."""
+    is_small = max(group.nbytes, group.written_nbytes) <= SMALL_BYTES
+    if not is_small or group.kind.shards is not None or len(group.numbers) < _MANY:
+        return False
+    return all((plan.offsets(group, overlap) != SCATTERED).all() for overlap in range(len(group.ranks)))
 
 
-def _regions(written: Reader, tensor: TargetTensor, local: int, model: Model) -> tuple[_Region, ...]:
+def _regions(written: Reader, tensor: TargetTensor, local: int, model: Model) -> tuple[Region, ...]:
     """Return the regions of a target slice. Of the plan, only its choice of source ranks is used.
 
     Raises:
@@ -127,7 +144,7 @@ def _regions(written: Reader, tensor: TargetTensor, local: int, model: Model) ->
             raise _differs(written, parameter, f"was planned to be read from rank {rank}, which holds another slice")
         first = tuple(map(max, low, held.start))
         end = map(min, high, (a + n for a, n in zip(held.start, held.shape, strict=True)))
-        found[held.number] = _Region(
+        found[held.number] = Region(
             tuple(a - b for a, b in zip(first, low, strict=True)),
             tuple(b - a for a, b in zip(first, end, strict=True)),
             tuple(a - b for a, b in zip(first, held.start, strict=True)),
@@ -156,14 +173,14 @@ def _bounds(layout: Layout, shape: tuple[int, ...], local: int) -> tuple[list[in
     return low, high
 
 
-def _padding(low: Sequence[int], high: Sequence[int], shape: tuple[int, ...]) -> Iterator[_Region]:
+def _padding(low: Sequence[int], high: Sequence[int], shape: tuple[int, ...]) -> Iterator[Region]:
     """Yield the regions of a target slice that are beyond the source along a dimension, and not along an earlier one."""
     for axis, length in enumerate(shape):
         start = tuple(max(a, length) if i == axis else a for i, a in enumerate(low))
         end = tuple(min(b, n) if i < axis else b for i, (b, n) in enumerate(zip(high, shape, strict=True)))
         size = tuple(b - a for a, b in zip(start, end, strict=True))
         if all(n > 0 for n in size):
-            yield _Region(tuple(a - b for a, b in zip(start, low, strict=True)), size, (), -1, None)
+            yield Region(tuple(a - b for a, b in zip(start, low, strict=True)), size, (), -1, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +240,7 @@ class _Comparison:
     entry: TensorEntry
     parameter: Parameter
     files: SourceFiles
-    regions: tuple[_Region, ...]
+    regions: tuple[Region, ...]
 
     def run(self, level: Verified) -> None:
         if level == "Full":
@@ -232,7 +249,7 @@ class _Comparison:
         else:
             self._compare_sample()
 
-    def _compare_region(self, region: _Region) -> None:
+    def _compare_region(self, region: Region) -> None:
         """Compare all elements of a region, some rows at a time. Long rows are compared in parts."""
         shape, itemsize = region.shape or (1,), self._largest_itemsize
         rows, width = prod(shape[:-1]), shape[-1]
@@ -262,7 +279,7 @@ class _Comparison:
                 inside = tuple(np.array([i - a]) for i, a in zip(outer, region.start, strict=False))
                 self._compare(region, inside, first, count)
 
-    def _segments(self, outer: list[int], window: int) -> Iterator[tuple[_Region, int, int]]:
+    def _segments(self, outer: list[int], window: int) -> Iterator[tuple[Region, int, int]]:
         """Yield the segments of a row in order: the region, the first element in it, and the number of elements."""
         met = [r for r in self.regions if all(a <= i < a + n for i, a, n in zip(outer, r.start, r.shape, strict=False))]
         for region in sorted(met, key=lambda r: r.start[-1:]):
@@ -270,7 +287,7 @@ class _Comparison:
             for first in range(0, width, window):
                 yield region, first, min(window, width - first)
 
-    def _compare(self, region: _Region, inside: Sequence[_Indexes], first: int, count: int) -> None:
+    def _compare(self, region: Region, inside: Sequence[_Indexes], first: int, count: int) -> None:
         """Compare `count` elements from position `first` of some rows of a region, given by their outer indexes in it."""
         found = _read_rows(self.written, self.entry, _flat(self.entry.shape, region.start, inside, first), count)
         if region.entry is None:
