@@ -137,7 +137,9 @@ def test_a_target_without_the_optimizer_parallelism_of_its_source_is_told(work: 
     assert main(["transform", *arguments, "--target", str(work / "sharded_checkpoint")]) == 0
     base = work / "base.yaml"
     for zero in ("", "zero: {threshold: 0}"):
-        base.write_text(f"apiVersion: reshard.dev/layout-v1\nmesh: dp=4,tp=2\nderive: {{sourceMesh: 'dp=2,tp=4'}}\n{zero}\n")
+        base.write_text(
+            f"apiVersion: reshard.dev/layout-v1\nmesh: dp=4,tp=2\nderive: {{sourceMesh: 'dp=2,tp=4', unsharded: norm}}\n{zero}\n"
+        )
         out = ["--checkpoint", str(work / "sharded_checkpoint"), "-o", str(work / f"draft{len(zero)}.yaml")]
         assert main(["layout", "derive", str(work / "sharded"), "--layout", str(base), *out]) == 0
         assert ("the source has optimizer parallelism, and the target has none" in capsys.readouterr().out) == (not zero)

@@ -109,8 +109,8 @@ class Question:
             found[-1] += " and has its place in the order of `mesh`"
         found += [remedy] if remedy else []
         if self.is_sharded_open and self.kind == "sharded":
-            found = [_UNSHARDED, *found]
-        return " or ".join(found) + (f", with {_UNSHARDED}" if self.is_sharded_open and self.kind != "sharded" else "")
+            return "; or use ".join([_UNSHARDED, *found])
+        return " or ".join(found) + (f", with {_UNSHARDED}" if self.is_sharded_open else "")
 
 
 @dataclass(frozen=True, slots=True)
