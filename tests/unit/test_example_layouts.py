@@ -6,16 +6,35 @@ import pytest
 from language_models import names
 from pages import ROOT
 
+from reshard.errors import RequestError
 from reshard.mesh.file import LayoutFile, parse
 from reshard.mesh.resolve import Resolved, resolve
 from reshard.mesh.sharding import Whole
 
 FILES = ROOT / "examples" / "layouts"
 TITAN = ["attention.wq", "attention.wk", "attention.wv", "attention.wo", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3"]
-MLA = [
-    f"self_attention.{name}" for name in ("linear_qkv", "linear_qb", "linear_kvb", "linear_proj", "q_layernorm", "kv_layernorm")
-]
-EXPERTS = ["mlp.router", "mlp.shared_experts.linear_fc1", "mlp.shared_experts.linear_fc2"]
+# Names in the attention of DeepSeek-V3 that toolkit/weight_convert/deepseekv3 writes, by the version of MindFormers.
+MLA = {
+    "1.6.0": ["linear_qkv", "linear_qb", "linear_kvb", "linear_proj", "q_layernorm", "k_layernorm"],
+    "1.7.0": [
+        *("linear_q_down_proj", "linear_q_up_proj", "linear_kv_down_proj", "linear_kv_up_proj"),
+        *("linear_proj", "q_layernorm", "kv_layernorm"),
+    ],
+}
+DEEPSEEK = "mindformers-deepseek-v3.yaml"
+DENSE = ["mlp.linear_fc1.weight", "mlp.linear_fc2.weight"]
+MOE = ["mlp.router.weight", "mlp.shared_experts.linear_fc1.weight", "mlp.shared_experts.linear_fc2.weight"]
+MOE += ["mlp.experts.weight1", "mlp.experts.weight2"]
+
+
+def deepseek(version: str) -> list[str]:
+    """The names of the model without its multi-token prediction: one dense layer, and two with experts."""
+    norms = ["input_layernorm.weight", "pre_mlp_layernorm.weight"]
+    attention = [f"self_attention.{name}.weight" for name in MLA[version]]
+    layers = [f"decoder.layers.{i}.{name}" for i in range(3) for name in [*norms, *attention, *(MOE if i else DENSE)]]
+    return ["embedding.word_embeddings.weight", *layers, "decoder.final_layernorm.weight", "output_layer.weight"]
+
+
 # By file: the names of a small model, and slices along each dimension of some of them.
 MODELS: dict[str, tuple[list[str], dict[str, tuple[int, ...]]]] = {
     "mindformers-llama.yaml": (
@@ -30,15 +49,7 @@ MODELS: dict[str, tuple[list[str], dict[str, tuple[int, ...]]]] = {
         },
     ),
     "mindformers-deepseek-v3.yaml": (
-        [
-            "embedding.word_embeddings.weight",
-            *(f"decoder.layers.{i}.{name}.weight" for i in range(3) for name in ("input_layernorm", *MLA)),
-            *(f"decoder.layers.0.mlp.{name}.weight" for name in ("linear_fc1", "linear_fc2")),
-            *(f"decoder.layers.{i}.{name}.weight" for i in (1, 2) for name in EXPERTS),
-            *(f"decoder.layers.{i}.mlp.experts.weight{n}" for i in (1, 2) for n in (1, 2)),
-            "decoder.final_layernorm.weight",
-            "output_layer.weight",
-        ],
+        deepseek("1.6.0"),
         {
             "decoder.layers.0.self_attention.linear_proj.weight": (1, 4),
             "decoder.layers.2.mlp.shared_experts.linear_fc2.weight": (1, 4),
@@ -66,8 +77,8 @@ def file(name: str) -> LayoutFile:
     return parse((FILES / name).read_bytes(), name)
 
 
-def resolved(name: str) -> Resolved:
-    whole = {each: Whole("Float32", (256,) if "norm" in each else (256, 128)) for each in MODELS[name][0]}
+def resolved(name: str, names: list[str] | None = None) -> Resolved:
+    whole = {each: Whole("Float32", (256,) if "norm" in each else (256, 128)) for each in names or MODELS[name][0]}
     document = file(name).document
     states = [state if "*" in state else f"{state}*" for state in document.state]
     whole |= {state.replace("*", each): tensor for state in states for each, tensor in whole.items()}
@@ -94,6 +105,23 @@ def test_every_parameter_has_a_layout_and_every_rule_applies(name: str) -> None:
     assert len(found.assigned) == len(MODELS[name][0]) * (1 + len(file(name).document.state))
     layouts = found.strategy.stages[0]
     assert {each: layouts[each].parts for each in MODELS[name][1]} == MODELS[name][1]
+
+
+@pytest.mark.parametrize(
+    ("file_name", "names", "unmatched"),
+    [
+        ("mindformers-llama.yaml", ["lm_head.weight", "model.layers.0.attention.w_qkv.weight"], ["w_qkv"]),
+        (DEEPSEEK, deepseek("1.7.0"), ["linear_kv_down_proj", "linear_kv_up_proj", "linear_q_down_proj", "linear_q_up_proj"]),
+        (DEEPSEEK, [*deepseek("1.6.0"), "decoder.layers.1.mlp.router.expert_bias"], ["expert_bias"]),
+        (DEEPSEEK, [*deepseek("1.6.0"), "mtp.layers.0.enorm.weight", "mtp.layers.0.eh_proj.weight"], ["eh_proj"]),
+    ],
+)
+def test_names_that_a_file_does_not_describe_are_refused(file_name: str, names: list[str], unmatched: list[str]) -> None:
+    with pytest.raises(RequestError) as caught:
+        resolved(file_name, names)
+    assert caught.value.reason == "ParameterUnmatched"
+    listed = caught.value.what.removeprefix("no rule matches ").split(", ")
+    assert [each.removesuffix(".weight").rpartition(".")[2] for each in listed] == unmatched
 
 
 def test_the_order_of_axes_applies_to_the_numbers_of_ranks() -> None:
