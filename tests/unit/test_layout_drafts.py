@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
+import reshard
 from reshard.cli import main
-from reshard.source.strategies import read_strategy
+from reshard.source.strategies import read_layout_file, read_strategy
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+DATA = Path(__file__).parent / "data"
 RULES = """
 apiVersion: reshard.dev/layout-v1
 state: [adam_m.]
@@ -181,6 +181,91 @@ def test_experts_are_derived(work: Path, capsys: pytest.CaptureFixture[str]) -> 
     }
     export(work, "derived", layout="draft")
     assert slices(work, "derived") == slices(work, "target_experts")
+
+
+def chunk(array: np.ndarray, counts: tuple[int, ...], rank: int) -> np.ndarray:
+    """The chunk of a rank along each dimension, as torch.chunk divides it. Ranks are numbered row-major over the dimensions."""
+    for dimension, (count, index) in enumerate(zip(counts, np.unravel_index(rank, counts), strict=True)):
+        length = -(-array.shape[dimension] // count)
+        array = np.take(array, range(length * index, min(length * (index + 1), array.shape[dimension])), dimension)
+    return array
+
+
+@pytest.mark.parametrize(
+    ("source", "source_mesh", "target", "dims"),
+    [
+        ("torch/fsdp2", "dp=4", "mesh: dp=2", {}),
+        ("torch/fsdp2", "dp=4", "mesh: dp=3\nuneven: true", {}),
+        (
+            "torch/fsdp2_tp",
+            "dp=2,tp=2",
+            """mesh: dp=4,tp=1
+uneven: true
+rules: [{match: model.b.weight, shard: {0: dp, 1: tp}}, {match: ['*.b.bias', '*.norm.*'], shard: {0: dp}}]""",
+            {},
+        ),
+        (
+            "mindformers/iteration_00000010",
+            "dp=2,tp=2",
+            """mesh: dp=1,tp=2
+rules: [{match: '*grid', shard: {0: dp, 1: tp}}, {match: columns, shard: {1: tp}}, {match: vector, shard: {0: tp}}]""",
+            {"grid": (1, 2), "adam_m.grid": (1, 2), "columns": (1, 2), "whole": (1, 1, 1)},
+        ),
+    ],
+)
+def test_a_checkpoint_that_locates_its_slices_needs_no_strategy(
+    source: str, source_mesh: str, target: str, dims: dict[str, tuple[int, ...]], tmp_path: Path
+) -> None:
+    """Files that PyTorch and MindFormers wrote, against slices of the whole tensors. Dimension 0 is divided by default."""
+    path, rules = DATA / source, tmp_path / "rules.yaml"
+    (tmp_path / "base.yaml").write_text(f"apiVersion: reshard.dev/layout-v1\nderive: {{sourceMesh: '{source_mesh}'}}\n{target}\n")
+    given = ["--checkpoint", str(path), "--layout", str(tmp_path / "base.yaml"), "--source-mesh", source_mesh]
+    assert main(["layout", "derive", *given, "-o", str(rules)]) == 0
+    assert read_layout_file(str(rules)).document.derive is None
+    ranks = read_layout_file(str(rules)).document.ranks
+    whole = reshard.load(str(path), cast=(reshard.CastRule("*", "Float32"),))
+    for name in ("base", "rules"):
+        sides = ["--source", str(path), "--target", str(tmp_path / name), "--target-strategy", str(tmp_path / f"{name}.yaml")]
+        assert main(["transform", *sides, "--cast", "*=float32"]) == 0
+        for rank in range(ranks):
+            found = load_file(tmp_path / name / f"rank_{rank}" / f"checkpoint_{rank}.safetensors")
+            assert found.keys() == whole.keys()
+            for tensor, array in found.items():
+                counts = dims.get(tensor, (ranks, *(1 for _ in whole[tensor].shape[1:])) if whole[tensor].size > 1 else ())
+                assert np.array_equal(array, chunk(whole[tensor], counts, rank % max(1, int(np.prod(counts))))), (rank, tensor)
+    if "uneven" not in target:
+        sides = ["--source", str(tmp_path / "rules"), "--source-strategy", str(rules), "--target", str(tmp_path / "joined")]
+        assert main(["transform", *sides]) == 0
+        joined = load_file(tmp_path / "joined" / "rank_0" / "checkpoint_0.safetensors")
+        assert all(np.array_equal(joined[name], array) for name, array in whole.items())
+
+
+def test_a_strategy_is_a_witness_for_a_checkpoint_that_locates_its_slices(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "dcp.yaml").write_text(f"{RULES}mesh: dp=4,tp=4\n")
+    sides = ["--source", str(work / "model.safetensors"), "--target", str(work / "dcp"), "--format", "torch-dcp"]
+    assert main(["transform", *sides, "--target-strategy", str(work / "dcp.yaml")]) == 0
+    command = [
+        "--checkpoint",
+        str(work / "dcp"),
+        "--source-mesh",
+        "dp=4,tp=4",
+        "--mesh",
+        "dp=4,tp=2",
+        "-o",
+        str(work / "draft.yaml"),
+    ]
+    assert main(["layout", "derive", *command]) == 78
+    assert "LayoutAmbiguous" in capsys.readouterr().err
+    assert main(["layout", "derive", *command, "--witness", str(work / "source"), "--witness-mesh", "dp=2,tp=4"]) == 0
+    export(work, "derived", layout="draft")
+    export(work, "target", "mesh: dp=4,tp=2")
+    assert slices(work, "derived") == slices(work, "target")
+
+
+def test_whole_parameters_show_no_axes(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    meshes = ["--source-mesh", "dp=2,tp=4", "--mesh", "dp=4,tp=2", "-o", str(work / "draft.yaml")]
+    assert main(["layout", "derive", "--checkpoint", str(work / "model.safetensors"), *meshes]) == 78
+    assert "MeshUnknown" in capsys.readouterr().err
 
 
 def test_another_file_is_not_replaced(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -331,7 +331,7 @@ def test_a_derived_target_is_read_back_with_derived_rules(
     assert transform(tmp_path, "--source-strategy", written, "--target-strategy", path, source="source", target="found") == 0
     capsys.readouterr()
     assert transform(tmp_path, "--source-strategy", path, source="found", target="joined") == 2
-    assert "reshard layout derive STRATEGY --layout FILE --checkpoint CHECKPOINT -o NEW_FILE" in capsys.readouterr().err
+    assert "reshard layout derive [STRATEGY] --layout FILE --checkpoint CHECKPOINT -o NEW_FILE" in capsys.readouterr().err
     command = ["layout", "derive", written, "--layout", path, "--checkpoint", str(tmp_path / "source"), "-o", rules]
     assert main(command) == 0
     assert transform(tmp_path, "--source-strategy", rules, source="found", target="joined") == 0

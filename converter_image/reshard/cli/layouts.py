@@ -116,13 +116,18 @@ def infer_layout(strategy: str, mesh: str, checkpoint: str | None, output: str, 
 
 
 @layout.command("derive")
-@cloup.argument("strategy", type=PATH, metavar="STRATEGY", help="Strategy of the source: a file, a directory, or a layout file.")
+@cloup.argument(
+    "strategy",
+    type=PATH,
+    required=False,
+    help="Strategy of the source: a file, a directory, or a layout file. Default: the metadata of the checkpoint.",
+)
 @options("layout-derive")
-def derive_layout(strategy: str, layout: str | None, output: str, as_json: bool, **arguments: Any) -> None:
-    """Derive the layout file of a target from the strategy of its source.
+def derive_layout(strategy: str | None, layout: str | None, output: str, as_json: bool, **arguments: Any) -> None:
+    """Derive the layout file of a target from the sharding of its source.
 
     The same axes divide the same dimensions, with the sizes of the target. What the source does not show is refused, with the
-    rule that answers it.
+    rule that answers it. Checkpoints whose metadata locates the slices, as those of PyTorch and MindFormers, need no strategy.
     """
     from reshard.mesh.infer import with_derived_rules
     from reshard.mesh.problems import raise_all
@@ -139,7 +144,7 @@ def derive_layout(strategy: str, layout: str | None, output: str, as_json: bool,
     found = resolve_checkpoint(request, file, None if witness is None else Witness(witness, mesh, expert_mesh))
     raise_all(found.resolved.refusals)
     made = with_derived_rules(file.document, found.resolved, found.tensors, file.name)
-    _write_inferred(replace(made, notes=found.notes), output, chosen, as_json=as_json)
+    _write_inferred(replace(made, notes=(*found.notes, *made.notes)), output, chosen, as_json=as_json)
 
 
 def _derivation(layout: str | None, meshes: dict[str, str | None], storage_options: StorageOptions) -> LayoutFile:
@@ -190,7 +195,8 @@ def _write_inferred(found: Inferred, output: str, storage_options: StorageOption
         return
     for note in found.notes:
         console.out(f"note: {note}")
-    console.out(f"wrote {output}: {len(found.document.rules)} rules")
+    count = len(found.document.rules)
+    console.out(f"wrote {output}: {count} rule{'s' if count > 1 else ''}")
 
 
 def _resolved(file: str, arguments: dict[str, Any]) -> ResolvedCheckpoint:

@@ -18,7 +18,7 @@ from reshard.mesh.orders import check_order
 from reshard.mesh.patterns import matching, patterns_of
 from reshard.mesh.problems import Problems
 from reshard.mesh.questions import Derivation, Question, Refused
-from reshard.mesh.readings import MOST_AXES, Observation, TooManyReadings, candidates, default_intervals, intervals
+from reshard.mesh.readings import MOST_AXES, Observation, TooManyReadings, candidates, default_intervals, slices_key
 from reshard.mesh.render import rule_line
 from reshard.mesh.resolve import MOST_ELEMENT_BYTES, Rules
 from reshard.mesh.sharding import Derived, Sharding, Whole, optimizer_sharded
@@ -57,11 +57,13 @@ class _Read:
         shardings: shardings that lead to different slices in the target, at least one.
         unseen: axes of the target that no observation shows.
         is_default: whether one of several readings is that its operator has no strategy. It need not be among `shardings`.
+        others: other readings that lead to the slices of the first one. For other sizes of axes, they lead to other slices.
     """
 
     shardings: tuple[Sharding, ...]
     unseen: tuple[str, ...]
     is_default: bool
+    others: tuple[Sharding, ...]
 
 
 def derive(
@@ -217,7 +219,7 @@ class _Task:
             kind = "disputed" if self._flags(name) else "sharded"
         kind = kind or ("stage" if len(stages) > 1 else "")
         if not kind:
-            return self._with_axes_of_zero(readings[0], zeros[0][0].zero, stages[0].stages)
+            return self._with_axes_of_zero(Derived(readings[0], zeros[0][0].zero, stages[0].stages, read.others))
         rules = [
             _rule(self._plain(reading), *effects, self._sizes)
             for reading, possible in zip(readings, zeros, strict=True)
@@ -243,21 +245,23 @@ class _Task:
         axes += sorted(seen - self._sizes.keys())
         if len(axes) > MOST_AXES:
             return Question("axes", ", ".join(axes))
-        found: dict[object, Sharding] = {}
+        found: dict[object, dict[object, Sharding]] = {}
         placed = grown | (self._replicated - observations[0].names) & {*axes}
         try:
             for candidate in candidates(observations, axes, placed, self._replicated | grown):
                 in_target = self._in_target(candidate)
-                found.setdefault(self._key(in_target), in_target)
+                found.setdefault(slices_key(in_target, self._sizes), {}).setdefault(slices_key(in_target), in_target)
         except TooManyReadings:
             return Question("many", _mesh(observations[0]))
         is_open = bool(default) and (default not in found or len(found) > 1)
         if default and default not in found and (sharding := self._of_default(default)):
-            found[default] = sharding
+            found[default] = {None: sharding}
             is_open = len(found) > 1
         if not found:
             return Question("reading", ", its stages and the witnesses" if len(observations) > 1 else "")
-        return _Read(tuple(found.values()), tuple(axis for axis in axes if axis in grown - self._replicated), is_open)
+        shardings = tuple(next(iter(each.values())) for each in found.values())
+        unseen = tuple(axis for axis in axes if axis in grown - self._replicated)
+        return _Read(shardings, unseen, is_open, tuple(next(iter(found.values())).values())[1:])
 
     def _of_default(self, default: Intervals) -> Sharding | None:
         """Return axes that divide a parameter as MindSpore does by default, if there are any."""
@@ -275,19 +279,10 @@ class _Task:
         dims = tuple(tuple(axis for axis in cuts if axis in self._sizes) for cuts in sharding.dims)
         return Sharding(dims, tuple(axis for axis in sharding.order if axis in self._sizes), self._document.uneven)
 
-    def _key(self, sharding: Sharding) -> object:
-        """Return equal values for shardings that lead to equal slices."""
-        layout = sharding.layout(self._sizes)
-        if not layout.uneven:
-            return intervals(layout)
-        # The chunks of chunks depend on each axis.
-        strides = [prod(layout.device_matrix[i + 1 :]) for i in range(len(layout.device_matrix))]
-        return tuple(tuple((strides[-1 - axis], layout.device_matrix[-1 - axis]) for axis in cuts) for cuts in layout.tensor_map)
-
     def _plain(self, sharding: Sharding) -> Sharding:
         """Return a sharding whose order is that of the mesh if this leads to the same slices."""
         plain = Sharding(sharding.dims, tuple(self._sizes), sharding.uneven)
-        return plain if self._key(plain) == self._key(sharding) else sharding
+        return plain if slices_key(plain, self._sizes) == slices_key(sharding, self._sizes) else sharding
 
     def _conditional(self, reading: Sharding, tensor: Whole, observations: tuple[Observation, ...]) -> Sharding | None:
         """Return how a whole parameter could be divided in the target by axes that do not divide its shape in the source.
@@ -316,19 +311,19 @@ class _Task:
         is_chunked = all(isinstance(each.cuts, Grid) for each in observations)  # which MindSpore cannot load
         return (whole, replace(reading, uneven=True)) if is_chunked else (whole,)
 
-    def _with_axes_of_zero(self, sharding: Sharding, shards: Zero | None, stages: tuple[int, ...]) -> Derived | Question:
+    def _with_axes_of_zero(self, derived: Derived) -> Derived | Question:
         """Return a sharding that the axes in `zero` divide too, if there are any and they do not yet."""
-        zero = self._document.zero
+        zero, sharding = self._document.zero, derived.sharding
         axes = self._rules.expanded(zero.axes) if zero else ()
         used = [axis for cuts in sharding.dims for axis in cuts if axis in axes]
         if not self._sizes.keys() >= {*axes}:
             return Question("meshes", ", ".join(axes))
         if zero is None or len(used) == len(axes) or zero.dim >= len(sharding.dims):
-            return Derived(sharding, shards, stages)
+            return derived
         if used:
             return Question("zero", ", ".join(used))
         dims = tuple(cuts + axes if i == zero.dim else cuts for i, cuts in enumerate(sharding.dims))
-        return Derived(Sharding(dims, sharding.order, sharding.uneven), shards, stages)
+        return replace(derived, sharding=replace(sharding, dims=dims))
 
     def _zeros(self, name: str, sharding: Sharding) -> tuple[_Zero, ...]:
         """Return what optimizer parallelism can do to a parameter in the target."""

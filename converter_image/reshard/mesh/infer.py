@@ -13,7 +13,7 @@ from reshard.layout.regroup import joinable
 from reshard.mesh.drafts import Draft, drafted
 from reshard.mesh.evidence import checked_mesh
 from reshard.mesh.patterns import owner_of
-from reshard.mesh.readings import MOST_AXES, Observation, candidates, intervals
+from reshard.mesh.readings import MOST_AXES, Observation, candidates, intervals, slices_key
 from reshard.mesh.resolve import resolve
 from reshard.mesh.sharding import Sharding, Whole, optimizer_sharded
 from reshard.mesh.stages import LayerStages, inferred_pipeline
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from reshard.strategy import Strategy
 
 _SHOWN = 5
-_SIZES = (2, 3, 5, 7, 11, 13, 17)  # different sizes, which make different readings differ
 _GENERATED = ("accu_grads", "inputs")  # names that only the compiler uses; no checkpoint has them
 
 
@@ -93,11 +92,7 @@ def infer(strategy: Strategy, mesh: Mesh, where: str, tensors: Mapping[str, Whol
     empty = LayoutDocument(API_VERSION, mesh, state=prefixes, rules=(LayoutRule("*"),), pipeline=pipeline, zero=zero)
     document, comments = _with_rules(empty, (), parameters, shardings, where)
     _check(document, found, where)
-    if any(len(each) > 1 for each in shardings.values()):
-        notes += (
-            f"rules with other readings in a comment are ambiguous in the mesh {mesh}: check them before you change the mesh",
-        )
-    return Inferred(document, comments, notes)
+    return Inferred(document, comments, (*notes, *_ambiguous(mesh, shardings)))
 
 
 def with_derived_rules(document: LayoutDocument, resolved: Resolved, tensors: Mapping[str, Whole], where: str) -> Inferred:
@@ -121,11 +116,18 @@ def with_derived_rules(document: LayoutDocument, resolved: Resolved, tensors: Ma
     pipeline = document.pipeline
     if pipeline is None and document.stages > 1:
         pipeline = inferred_pipeline({name: each.stages for name, each in found.items()}, document.stages)
-    shardings = {name: (resolved.assigned[name].sharding,) for name in derived}
+    shardings = {name: (resolved.assigned[name].sharding, *resolved.assigned[name].others) for name in derived}
     complete = msgspec.structs.replace(document, state=prefixes, pipeline=pipeline)
     made, comments = _with_rules(complete, document.rules, derived, shardings, where)
     _check(made, found, where)
-    return Inferred(made, comments, ())
+    return Inferred(made, comments, _ambiguous(document.mesh, shardings))
+
+
+def _ambiguous(mesh: Mesh, shardings: Mapping[str, tuple[Sharding, ...]]) -> tuple[str, ...]:
+    """Return a note if a parameter has other readings."""
+    if all(len(each) == 1 for each in shardings.values()):
+        return ()
+    return (f"rules with other readings in a comment are ambiguous in the mesh {mesh}: check them before you change the mesh",)
 
 
 def _with_rules(
@@ -221,8 +223,6 @@ def _drafts(
     """Return the content of the rule of each parameter."""
     zero = document.zero if document.zero and not document.zero.axes else None
     layers = LayerStages(document.pipeline, document.stages) if document.pipeline else None
-    sizes = document.axes | document.expert_axes
-    usual = [[axis for axis in axes if sizes[axis] > 1] for axes in (document.axes, document.expert_axes)]
     drafts, other_stages, unexplained = {}, [], []
     for name, parameter in parameters.items():
         sharding = shardings[name][0]
@@ -234,11 +234,13 @@ def _drafts(
             other_stages.append(name)
         else:
             shard = tuple((i, cuts) for i, cuts in enumerate(sharding.dims) if cuts)
-            order = [axis for axis in sharding.order if sizes[axis] > 1]
+            axes = document.axes if {*sharding.order} <= document.axes.keys() else document.expert_axes
+            usual = replace(sharding, order=tuple(axis for axis in axes if axis in sharding.order))
+            order = () if slices_key(usual) == slices_key(sharding) else sharding.order
             applies = None if all(flags) or zero is None else flags[0]
             if document.zero and document.zero.axes:
                 applies = False  # its axes are in the sharding
-            drafts[name] = Draft(shard, () if order in usual else tuple(order), stage, applies)
+            drafts[name] = Draft(shard, order, stage, applies)
     _refuse(unexplained, "its optimizer shards differ from those of other parameters", where)
     _refuse(other_stages, "neither its layer nor `first`, `last`, `all` or one number describes its pipeline stages", where)
     return drafts
@@ -265,7 +267,7 @@ def _readings(observation: Observation, axes: list[str]) -> tuple[Sharding, ...]
     """Return the readings of a layout that differ in another mesh with the same axes. The first one has the order of the mesh."""
     found: dict[object, Sharding] = {}
     for reading in candidates([observation], axes, frozenset(), frozenset()):
-        found.setdefault(intervals(reading.layout(dict(zip(axes, _SIZES, strict=False)))), reading)
+        found.setdefault(slices_key(reading), reading)
     return tuple(found.values())
 
 
@@ -288,12 +290,12 @@ def _rule(draft: Draft, patterns: tuple[str, ...]) -> LayoutRule:
 def _comment(names: tuple[str, ...], shardings: Mapping[str, tuple[Sharding, ...]]) -> str:
     """Return the number of parameters of a rule, and its other readings."""
     others = {(other.dims, other.order) for name in names for other in shardings[name][1:]}
-    texts = [
+    texts = dict.fromkeys(
         "{"
         + ", ".join(f"{i}: [{', '.join(cuts)}]" for i, cuts in enumerate(dims) if cuts)
         + f"}} in the order {', '.join(order)}"
         for dims, order in sorted(others)
-    ]
+    )
     count = f"{len(names)} parameter{'s' if len(names) > 1 else ''}"
     return f"{count}; other readings: {' or '.join(texts)}" if texts else count
 

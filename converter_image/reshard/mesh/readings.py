@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MOST_AXES = 7
 MOST_READINGS = 64  # of one grid
 _MOST_TRIALS = 1 << 15
+_PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)  # different sizes, which make different shardings differ
 
 Dims = tuple[tuple[str, ...], ...]
 Intervals = tuple[tuple[tuple[int, int], ...], ...]
@@ -57,6 +58,21 @@ def intervals(layout: Layout) -> Intervals:
                 found.append((stride, length))
         dims.append(tuple(found))
     return tuple(dims)
+
+
+def slices_key(sharding: Sharding, sizes: Mapping[str, int] | None = None) -> object:
+    """Return equal values for shardings that lead to equal slices.
+
+    Args:
+        sharding: axes that divide a parameter.
+        sizes: sizes of the axes. None means that the slices are equal for all sizes.
+    """
+    layout = sharding.layout(dict(zip(sorted(sharding.order), _PRIMES, strict=False)) if sizes is None else sizes)
+    if not layout.uneven:
+        return intervals(layout)
+    # The chunks of chunks depend on each axis.
+    strides = [prod(layout.device_matrix[i + 1 :]) for i in range(len(layout.device_matrix))]
+    return tuple(tuple((strides[-1 - axis], layout.device_matrix[-1 - axis]) for axis in cuts) for cuts in layout.tensor_map)
 
 
 class TooManyReadings(Exception):  # noqa: N818 - no error: the parameter is refused

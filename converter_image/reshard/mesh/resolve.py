@@ -40,6 +40,7 @@ class Assigned:
         sharding: axes that divide it.
         zero: sharding of optimizer parallelism. None means none.
         stages: pipeline stages that hold it.
+        others: other shardings that can be meant, see `Derived.others`.
     """
 
     rule: int | None
@@ -48,6 +49,7 @@ class Assigned:
     sharding: Sharding
     zero: Zero | None
     stages: tuple[int, ...]
+    others: tuple[Sharding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,9 @@ class Rules:
             raise self._orphan(name, "the rule of its parameter applies to this state if the shapes are equal")
         if number is None:
             derived = self._derived.get(name)
-            return Assigned(None, owner, dtypes, derived.sharding, derived.zero, derived.stages) if derived else None
+            if derived is None:
+                return None
+            return Assigned(None, owner, dtypes, derived.sharding, derived.zero, derived.stages, derived.others)
         rule = self.document.rules[number]
         zero = (self.document.zero if rule.zero is True else rule.zero) or None
         sharding = self._sharding(rule, number, name, tensors[name].shape, zero)

@@ -73,11 +73,13 @@ class Derived:
         sharding: axes that divide it.
         zero: sharding of optimizer parallelism, whose threshold it has reached. None means none.
         stages: pipeline stages that hold it.
+        others: other readings of the source, which lead to equal slices in the target, but not for all sizes of axes.
     """
 
     sharding: Sharding
     zero: Zero | None
     stages: tuple[int, ...]
+    others: tuple[Sharding, ...] = ()
 
 
 def shard_count(layout: Layout, zero: Zero) -> int:

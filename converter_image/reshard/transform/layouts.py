@@ -131,8 +131,8 @@ def source_strategy(inventory: Inventory, source: Layouts, request: Request) -> 
             "InvalidLayoutFile",
             "`derive` describes a target by its source, so it does not describe a source",
             where=source.name,
-            fix="use a layout file with rules; `reshard layout derive STRATEGY --layout FILE --checkpoint CHECKPOINT -o NEW_FILE`"
-            " writes them from the strategy and checkpoint that this one was derived from",
+            fix="use a layout file with rules; `reshard layout derive [STRATEGY] --layout FILE --checkpoint CHECKPOINT -o"
+            " NEW_FILE` writes them from the checkpoint that this one was derived from, and its strategy if it has one",
         )
     wanted = selection(request.options.include, request.options.exclude)
     found = resolve_slices(source.document, _slices(inventory, source), source.name, wanted)

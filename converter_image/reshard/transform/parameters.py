@@ -102,11 +102,12 @@ class Parameters:
         written = [p for p in self.model.parameters if p.name in tensors]
         renamed = {p.name: p.source_name for p in written if p.name != p.source_name}
         wholes = {p.source_name: Whole(p.dtype, p.shape) for p in written}
-        if self.strategy is not None:
-            shown = (Meshed(self.strategy, how.source_mesh, how.source_expert_mesh, "source strategy"), *witnesses)
-            evidence = [each.evidence(wholes) for each in shown]
-            experts = [found for each in shown for found in each.of_experts(wholes)]
-        else:
+        source = (
+            () if self.strategy is None else (Meshed(self.strategy, how.source_mesh, how.source_expert_mesh, "source strategy"),)
+        )
+        evidence = [each.evidence(wholes) for each in (*source, *witnesses)]
+        experts = [found for each in (*source, *witnesses) for found in each.of_experts(wholes)]
+        if self.strategy is None:
             shards = {p.source_name: p.shards.tiling for p in written if p.shards is not None}
             if not shards:
                 raise RequestError(
@@ -116,8 +117,9 @@ class Parameters:
                     fix="replace `derive` by rules, or use the sharded checkpoint with its strategy as the source",
                 )
             grids = {name: tiling for name, tiling in shards.items() if isinstance(tiling, Grid)}
-            evidence = [Evidence.of_grids(grids, how.source_mesh)]
-            experts = [Evidence.of_grids(grids, how.source_expert_mesh)] if how.source_expert_mesh else []
+            evidence.insert(0, Evidence.of_grids(grids, how.source_mesh))
+            if how.source_expert_mesh:
+                experts.insert(0, Evidence.of_grids(grids, how.source_expert_mesh))
         return derive(document, tensors, file.name, evidence, renamed, experts)
 
 
