@@ -120,7 +120,7 @@ def infer_layout(strategy: str, mesh: str, checkpoint: str | None, output: str, 
     "strategy",
     type=PATH,
     required=False,
-    help="Strategy of the source: a file, a directory, or a layout file. Default: the metadata of the checkpoint.",
+    help="Strategy of the source: a file, a directory, or a layout file. Default: metadata or manifest of the checkpoint.",
 )
 @options("layout-derive")
 def derive_layout(strategy: str | None, layout: str | None, output: str, as_json: bool, **arguments: Any) -> None:

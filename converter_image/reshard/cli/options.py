@@ -174,7 +174,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             type=PATH,
             metavar="PATH",
             help="Sharding of the source: a strategy file, a directory with one per stage, or a layout file."
-            " Default: one rank with whole parameters.",
+            " Default: the manifest of the source; without a manifest, one rank with whole parameters.",
         ),
         _option(
             "inspect",

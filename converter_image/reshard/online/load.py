@@ -155,8 +155,8 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
 
     Args:
         source: folder of a checkpoint of any format, a single file, or s3://bucket/prefix.
-        source_strategy: strategy file, folder with one file per pipeline stage, or layout file. None means one rank with whole
-            parameters.
+        source_strategy: strategy file, folder with one file per pipeline stage, or layout file. None means the layouts in the
+            manifest of the source. Without a manifest, it means one rank with whole parameters.
         target_strategy: strategy file, folder or layout file of the target. None means one rank with whole parameters.
         rank: number of the target rank.
         framework: "numpy" for numpy arrays, "torch" for torch tensors over the same memory.

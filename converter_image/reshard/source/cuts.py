@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from reshard.checkpoint.manifest import LayoutRecord, Manifest, ParameterRecord
+    from reshard.plan import Model
 
 _MOST_STAGES = 1 << 16
+_RESTORE = "restore the manifest, or move it to another folder and specify the strategy of the files"
 
 
 def recorded_strategy(manifest: Manifest, where: str) -> Strategy | None:
@@ -50,7 +52,7 @@ def recorded_strategy(manifest: Manifest, where: str) -> Strategy | None:
             "ManifestInvalid",
             "the layouts in the manifest do not match its ranks",
             where=where,
-            fix="restore the manifest, or move it to another folder and specify the strategy of the files",
+            fix=_RESTORE,
         )
     check_tables(set(layouts.values()), where)
     stages: tuple[dict[str, Layout], ...] = tuple({} for _ in range(count))
@@ -59,6 +61,29 @@ def recorded_strategy(manifest: Manifest, where: str) -> Strategy | None:
         for stage in record.target.stages:
             stages[stage][record.name] = (layout.evened(record.shape) or layout) if layout.uneven else layout
     return Strategy(stages, devices)
+
+
+def refuse_other_shapes(manifest: Manifest, model: Model, where: str) -> None:
+    """Refuse a manifest whose layouts do not lead to the shapes that it states for the parameters in its files.
+
+    Args:
+        manifest: manifest of the files.
+        model: parameters in the files, with the layouts in the manifest.
+        where: name of the manifest, for messages.
+
+    Raises:
+        DataError: a shape differs, or the manifest does not list a parameter.
+    """
+    shapes = {record.name: record.shape for record in manifest.parameters}
+    for parameter in model.parameters:
+        if (stated := shapes.get(parameter.source_name)) != parameter.shape:
+            raise DataError(
+                "ManifestInvalid",
+                f"the slices in the files add up to the shape {list(parameter.shape)}, but the manifest states"
+                f" {'no shape' if stated is None else list(stated)}",
+                where=f"{where}: parameter {parameter.source_name}",
+                fix=_RESTORE,
+            )
 
 
 def layout_of(record: LayoutRecord) -> Layout:

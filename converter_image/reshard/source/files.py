@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from reshard.checkpoint.inventory import Kind
-    from reshard.checkpoint.manifest import ParameterRecord
+    from reshard.checkpoint.manifest import Manifest, ParameterRecord
     from reshard.source.boxed import Boxed
     from reshard.source.selection import Selection
     from reshard.spec.layout import LayoutDocument
@@ -48,6 +48,7 @@ class Files(NamedTuple):
         own: paths of files that a manifest lists, because reshard wrote them.
         may_be_slices: names of parameters that the manifest of such a file lists as possible slices.
         layout: layout file that the manifest of these files contains.
+        manifest: manifest that lists exactly these files, if they contain the slices of several ranks.
         boxed: the checkpoint, if its own metadata locates the shards of its tensors. Its files are numbered.
     """
 
@@ -66,6 +67,7 @@ class Files(NamedTuple):
     own: frozenset[str] = frozenset()
     may_be_slices: tuple[str, ...] = ()
     layout: LayoutDocument | None = None
+    manifest: Manifest | None = None
     boxed: Boxed | None = None
 
 
@@ -79,6 +81,7 @@ def listing_digest(key: Mapping[str, Any], found: Files, versions: Mapping[str, 
     """
     files = [(rank, path, *versions[path]) for rank, path in sorted(found.by_rank.items())]
     content = [__version__, key, found.kind, found.described, sorted(found.mapped.items()), found.may_be_slices, files]
+    content += [found.parameters] if found.manifest is not None else []
     return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
 
 

@@ -214,8 +214,8 @@ def _described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat], ra
     if output_of(manifest.options).whole:
         return Files(paths, kind="Unified", described=True, own=own, may_be_slices=slices)
     wanted = {rank: path for rank, path in paths.items() if ranks is None or rank in ranks}
-    found = Files(wanted, ranks=_count(paths), described=True, own=own, may_be_slices=slices)
-    return found._replace(**_ranks_in(manifest))
+    found = Files(wanted, ranks=_count(paths), described=True, own=own, may_be_slices=slices)._replace(**_ranks_in(manifest))
+    return found._replace(manifest=manifest) if found.parameters and found.total > 1 else found
 
 
 def _mapped(store: ReadStore, map_name: str, names: Sequence[str], *, folders: bool, chosen: bool) -> Files:

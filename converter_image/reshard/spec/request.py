@@ -227,8 +227,9 @@ class Request(msgspec.Struct, frozen=True):
         source: folder with `rank_<r>/`, or a single file.
         target: folder to write.
         source_strategy: strategy file, folder with one file per pipeline stage, or layout file; or the content of a layout file,
-            also as a dict. None means one rank with whole parameters.
-        target_strategy: layouts of the target, likewise.
+            also as a dict. None means the layouts in the manifest of the source. Without a manifest, it means one rank with whole
+            parameters.
+        target_strategy: layouts of the target, in the same forms. None means one rank with whole parameters.
         options: options of the transform.
         index: target of a transform with output "Index". Used instead of the strategies and file headers.
         storage_options: options of object stores.

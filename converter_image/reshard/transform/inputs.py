@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.errors import DataError, RequestError
 from reshard.formats.registry import requested_output
 from reshard.mesh.file import LayoutFile
 from reshard.mesh.scale import Scale
 from reshard.plan.rules import selection
+from reshard.source.cuts import recorded_strategy
+from reshard.source.described import refuse_partial
 from reshard.source.encrypted import as_plain
 from reshard.source.files import open_source, refuse_part
 from reshard.source.finding import find_files
@@ -120,6 +123,35 @@ def strategies_of(request: Request) -> Strategies:
     return before, after
 
 
+def source_layouts(request: Request, given: Strategy | LayoutFile | None, found: Files) -> Strategy | LayoutFile | None:
+    """Return the strategy or layout file of a source: that of the request or, without one, the strategy in the manifest.
+
+    Args:
+        request: request of the transform.
+        given: strategy or layout file of the request.
+        found: files of the source.
+
+    Raises:
+        DataError: the manifest contradicts itself.
+        MissingInputError: only some ranks of the checkpoint were written.
+        RequestError: no strategy can describe the layouts in the manifest.
+    """
+    manifest = found.manifest
+    if given is not None or manifest is None or request.options.kind.each_file or len(found.by_rank) == 1:
+        return given
+    refuse_partial(manifest, request.source)
+    strategy = recorded_strategy(manifest, f"{request.source}/{MANIFEST_NAME}")
+    if strategy is not None and (name := strategy.uneven) is not None:
+        raise RequestError(
+            "LayoutUneven",
+            "the slices of ranks have different lengths, and files of ranks do not state which elements they contain",
+            where=f"{request.source}: parameter {name}",
+            fix="use the source that this checkpoint was created from, or create it again in a format that locates the slices,"
+            " such as --format torch-dcp (spec.target.format: TorchDcp)",
+        )
+    return strategy
+
+
 def _find(store: ReadStore, chosen: str | None, request: Request, source: Strategy | LayoutFile | None) -> Files:
     options, ranks = request.options, None if source is None else source.numbers
     one_stage, each = options.kind.one_stage, options.kind.each_file
@@ -158,7 +190,7 @@ def _some(store: ReadStore, found: Files, storage_options: StorageOptions | None
 def source_names(request: Request, *, workers: int) -> dict[str, bool]:
     """Return the names of the source's parameters, and whether its strategy names them (without a strategy file: true)."""
     inputs = Inputs(request)
-    source, _ = inputs.strategies
+    source = source_layouts(request, inputs.strategies[0], inputs.files)
     inventory = read_inventory(inputs.store, inputs.files, workers=workers)
     named = {name for stage in source.stages for name in stage} if isinstance(source, Strategy) else None
     return {name: named is None or name in named for name in inventory.names}

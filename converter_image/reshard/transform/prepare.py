@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.engine.task import Task, key_of, task_of
 from reshard.errors import DataError, MissingInputError, RequestError, ReshardError
 from reshard.mesh.file import LayoutFile
 from reshard.plan import Planner
 from reshard.source.changed import refuse_changed
 from reshard.source.contents import check_crcs
-from reshard.source.cuts import refuse_other_cuts
+from reshard.source.cuts import refuse_other_cuts, refuse_other_shapes
 from reshard.source.encrypted import DecryptingStore
 from reshard.source.files import Files, listing_digest
 from reshard.source.index import CheckpointIndex, Selected, decode_index, read_index
@@ -26,7 +27,7 @@ from reshard.strategy.packed import pack
 from reshard.telemetry import phase
 from reshard.transform.carried import read_carried
 from reshard.transform.consistency import check_copies, refuse_possible_slices
-from reshard.transform.inputs import cancellable, decrypted, listing_identifies
+from reshard.transform.inputs import cancellable, decrypted, listing_identifies, source_layouts
 from reshard.transform.layouts import Placed, known_target, place, scaled_target
 from reshard.transform.shards import check_shards
 from reshard.transform.trimmed import check_trimmed
@@ -116,13 +117,15 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
         cancellation: object that cancels the reads from another thread.
     """
     plain, store = store, cancellable(store, cancellation)
-    layouts = strategies[0], scaled_target(request, strategies, found)
+    layouts = source_layouts(request, strategies[0], found), scaled_target(request, strategies, found)
     progress.begin("Reading headers", len(found.by_rank), "files")
     with phase("read_headers", files=len(found.by_rank)):
         placed = _read(request, store, found, layouts, workers=workers, only=only, advance=progress.advance)
     model, source, target = placed.model, *placed.strategies
     if isinstance(strategies[0], LayoutFile):
         _refuse_other_cuts(request, found, source)
+    if found.manifest is not None and strategies[0] is None and source is not None:
+        refuse_other_shapes(found.manifest, model, f"{request.source}/{MANIFEST_NAME}")
     inventory, kind = model.inventory, request.options.kind
     if not (kind.writes_files or single):  # a load needs only the slices of its rank
         Planner(model).check_slices()
@@ -299,7 +302,8 @@ def resume(inputs: Inputs, target: TargetFolder, snapshot: TargetSnapshot) -> Ta
             stored = decode_index(state.index(), f"{target.store.url}/{state.folder}/inventory.json")
             if STRICTNESS[request.options.verification] > STRICTNESS[stored.checked]:
                 return None  # the plan was created for fewer ranks or checks
-            placed = place(stored.inventory, source, known_target(wanted, stored.layout), request)
+            before = stored.strategies()[0] if source is None else source  # a manifest of the source may have stated it
+            placed = place(stored.inventory, before, known_target(wanted, stored.layout), request)
             model = replace(placed.model, inconsistent_replicas=frozenset(stored.inconsistent_replicas))
             plain = decrypted(inputs.opened.store, request, stored.encrypted, cancellation=inputs.cancellation)
             task = task_of(

@@ -12,7 +12,7 @@ from reshard.mesh.sharding import Whole
 from reshard.source.reading import read_inventory
 from reshard.source.strategies import read_strategy
 from reshard.strategy import StrategyFile
-from reshard.transform.inputs import Inputs
+from reshard.transform.inputs import Inputs, source_layouts
 from reshard.transform.layouts import is_selection, source_model, source_strategy
 from reshard.transform.parameters import Parameters
 
@@ -76,7 +76,7 @@ def read_parameters(request: Request) -> tuple[Parameters, tuple[str, ...]]:
     inputs = Inputs(request)
     found = inputs.files
     inventory = read_inventory(inputs.store, found, workers=default_workers())
-    source, notes = source_strategy(inventory, inputs.strategies[0], request)
+    source, notes = source_strategy(inventory, source_layouts(request, inputs.strategies[0], found), request)
     model = source_model(inventory, source, request)
     return Parameters(source, model, is_selection(request)), (*found.notes, *notes)
 
