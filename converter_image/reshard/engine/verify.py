@@ -61,7 +61,7 @@ def check_file(
         plan: plan of the file. Only its tensor names and its choice of source ranks are used.
         model: parameters with their source and target layouts.
         files: files of the source.
-        level: amount of data to compare. "Full" compares every byte. Other levels compare some rows of each parameter.
+        level: amount of data to compare. "Full" compares every byte. Other levels compare small tensors, and some rows of others.
         described: tensors that the file describes, see `OutputFormat.entries`.
         at_once: number of parameters compared at a time.
 
@@ -120,7 +120,7 @@ def _pairs(written: Reader, plan: RankPlan, described: Iterable[TensorEntry]) ->
 
 
 def _are_many(plan: RankPlan, group: TensorGroup) -> bool:
-    """Return whether the tensors of a group are small, and so many that they are compared together, and completely."""
+    """Return whether the tensors of a group are small, and so many that they are compared together."""
     is_small = max(group.nbytes, group.written_nbytes) <= SMALL_BYTES
     if not is_small or group.kind.shards is not None or len(group.numbers) < _MANY:
         return False
@@ -243,7 +243,7 @@ class _Comparison:
     regions: tuple[Region, ...]
 
     def run(self, level: Verified) -> None:
-        if level == "Full":
+        if level == "Full" or self.entry.nbytes <= SMALL_BYTES:
             for region in self.regions:
                 self._compare_region(region)
         else:
