@@ -181,7 +181,7 @@ def test_a_run_with_nothing_to_do_reports_what_the_first_did(server: thin_s3.Thi
     first = transform_checkpoint(forced, workers=1)
     result, read = run_again(server, forced)
     assert not read
-    assert first.notes == result.notes == ("the pattern absent* matches no parameter",)
+    assert first.notes == result.notes == ("the rename rule for absent* applies to no parameter",)
     for name in ("source_ranks", "target_ranks", "parameters", "digest", "complete", "committed_ranks", "stage"):
         assert getattr(result, name) == getattr(first, name), name
     assert (result.bytes_fetched, result.bytes_written, result.skipped_ranks) == (0, 0, (0, 1, 2, 3))

@@ -93,7 +93,8 @@ def build_model(  # noqa: PLR0913 - each is a choice by itself
     parameters, source_only, missing = [], [], [] if one_stage else not_found.copy()
     for name, new in names.items():
         before, after = in_source.get(name, ()), in_target.get(new, ())
-        role = _role(bool(before) or name in in_parts, bool(after), source, target, inventory.kind)
+        named = bool(before) or name in in_parts
+        role = _role(source, target, inventory.kind, in_source=named, in_target=bool(after))
         if role is None:
             missing += [new] if new in needed else []
         elif role is Role.KEPT and not keep_source_only:
@@ -125,21 +126,15 @@ def build_model(  # noqa: PLR0913 - each is a choice by itself
     )
 
 
-def _role(
-    in_source: bool,  # noqa: FBT001
-    in_target: bool,  # noqa: FBT001
-    source: Strategy | None,
-    target: Strategy | None,
-    kind: Kind,
-) -> Role | None:
+def _role(source: Strategy | None, target: Strategy | None, kind: Kind, *, in_source: bool, in_target: bool) -> Role | None:
     """Return the role of a parameter of the source's files.
 
     Args:
-        in_source: whether the source strategy names the parameter.
-        in_target: whether the target strategy names the parameter.
         source: source strategy, if there is one.
         target: target strategy, if there is one.
         kind: kind of the source's files.
+        in_source: whether the source strategy names the parameter.
+        in_target: whether the target strategy names the parameter.
 
     Returns:
         The role, or None if a source strategy exists, but only the target strategy names the parameter.
