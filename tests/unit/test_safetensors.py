@@ -246,3 +246,15 @@ def test_every_damage_is_an_error(data: st.DataObject) -> None:
     for tensor in found.structure.tensors:
         assert all(a >= 0 and a + n <= len(content) for a, n in tensor.extents)
         assert tensor.nbytes == int(np.prod(tensor.shape, dtype=object)) * DTYPES[tensor.dtype].itemsize
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    ['"dtype":"I8","dtype":"I8"', r'"dtype":"I8","d\u0074ype":"I8"', '"dtype":"I8","other":1,"other":1'],
+)
+def test_a_key_of_one_tensor_among_many_occurs_twice(repeated: str) -> None:
+    others = "".join(f',"t{i}":{{"dtype":"I8","shape":[1],"data_offsets":[{i},{i + 1}]}}' for i in range(1, 50))
+    whole = f'{{"__metadata__":{{"a":"b"}},"t0":{{{repeated},"shape":[1],"data_offsets":[0,1]}}{others}}}'
+    assert refused(file(whole.encode(), bytes(50))).reason == "HeaderInvalid"
+    once = whole.replace(repeated, '"dtype":"I8"')
+    assert len(safetensors.read_header(reader(file(once.encode(), bytes(50)))).structure.tensors) == 50

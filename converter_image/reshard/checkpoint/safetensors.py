@@ -36,7 +36,7 @@ _BLOCK = 1 << 20
 _MAX_MARKS = 2 * MAX_TENSORS  # MindSpore marks every Int4 tensor
 
 
-class _Header(msgspec.Struct):
+class _Header(msgspec.Struct, gc=False):
     dtype: str
     shape: Annotated[tuple[int, ...], msgspec.Meta(max_length=MAX_DIMENSIONS)]
     data_offsets: tuple[int, int]
@@ -232,7 +232,8 @@ def _parse(reader: RangeReader, header: bytes, begin: int) -> tuple[Structure, i
     try:
         found = pairs(header, MAX_TENSORS + 1, msgspec.Raw)  # plus one for the metadata
         marks = [dict(pairs(raw, _MAX_MARKS, str)) for name, raw in found if name == _METADATA]
-        tensors = [(name, _tensor(raw)) for name, raw in found if name != _METADATA]
+        decode = _TENSOR.decode if _without_further_keys(header, len(found), marks) else _tensor
+        tensors = [(name, decode(raw)) for name, raw in found if name != _METADATA]
     except TooManyError as error:
         raise _damaged(reader, f"the header is too large: {error}", reason="TooManyTensors") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -248,7 +249,19 @@ def _parse(reader: RangeReader, header: bytes, begin: int) -> tuple[Structure, i
     metadata = marks[0] if marks else {}
     crc = _crc(reader, metadata.pop(_CRC, None))
     texts = _texts(reader, metadata.pop(_STRINGS, None))
-    entries = [_entry(reader, name, tensor, begin, metadata, texts) for name, tensor in tensors]
+    known: dict[tuple[str, tuple[int, ...]], tuple[str, tuple[int, ...], int]] = {}
+    entries = []
+    for name, tensor in tensors:
+        kind = known.get((tensor.dtype, tensor.shape))
+        if kind is None or name in metadata or name in texts:
+            entry = _entry(reader, name, tensor, begin, metadata, texts)
+            if name not in texts and entry.dtype != INT4:
+                known[tensor.dtype, tensor.shape] = (entry.dtype, entry.shape, entry.nbytes)
+        else:
+            dtype, shape, nbytes = kind
+            _check_offsets(reader, name, tensor, nbytes)
+            entry = TensorEntry(name, dtype, shape, ((begin + tensor.data_offsets[0], nbytes),))
+        entries.append(entry)
     entries.sort(key=lambda entry: entry.extents)
     at = begin
     for entry in entries:
@@ -256,6 +269,18 @@ def _parse(reader: RangeReader, header: bytes, begin: int) -> tuple[Structure, i
             raise _damaged(reader, f"the content starts at byte {entry.extents[0][0]} instead of byte {at}", name=entry.name)
         at += entry.nbytes
     return Structure("safetensors", tuple(entries), metadata), crc
+
+
+def _without_further_keys(header: bytes, entries: int, marks: Sequence[Mapping[str, str]]) -> bool:
+    """Return whether all keys of a header are known, so that none of them occurs twice: it contains no other strings.
+
+    Args:
+        header: the header, in which every tensor has its three keys.
+        entries: number of its entries.
+        marks: the metadata among them, if any. Its own keys may occur twice.
+    """
+    strings = (entries - len(marks)) * (_TENSOR_QUOTES // 2 + 1) + sum(1 + 2 * len(each) for each in marks)
+    return b"\\" not in header and header.count(b'"') == 2 * strings
 
 
 def _tensor(raw: msgspec.Raw) -> _Header:
@@ -292,15 +317,8 @@ def _entry(
             where=f"{reader.name}: parameter {name}",
             fix="save the checkpoint without this parameter, or with padded rows",
         )
-    first, end = tensor.data_offsets
-    nbytes = prod(shape) * dtype.itemsize
-    if min(tensor.shape, default=0) < 0 or first < 0 or end - first != nbytes:
-        raise DataError(
-            "SizeMismatch",
-            f"{tensor.dtype}{list(tensor.shape)} requires {nbytes} bytes, but the header assigns {end - first}",
-            where=f"{reader.name}: parameter {name}",
-            fix="the file is damaged; restore it",
-        )
+    first, nbytes = tensor.data_offsets[0], prod(shape) * dtype.itemsize
+    _check_offsets(reader, name, tensor, nbytes)
     kind = dtype.name
     if metadata.get(name) == INT4 and dtype.itemsize == 1:
         del metadata[name]
@@ -308,6 +326,18 @@ def _entry(
     elif name in texts and dtype.name == "UInt32" and len(tensor.shape) == 1:
         kind = STRING
     return TensorEntry(name, kind, shape, ((begin + first, nbytes),))
+
+
+def _check_offsets(reader: RangeReader, name: str, tensor: _Header, nbytes: int) -> None:
+    """Check the range of a tensor's content, given the number of bytes that its type and shape require."""
+    first, end = tensor.data_offsets
+    if first < 0 or end - first != nbytes or min(tensor.shape, default=0) < 0:
+        raise DataError(
+            "SizeMismatch",
+            f"{tensor.dtype}{list(tensor.shape)} requires {nbytes} bytes, but the header assigns {end - first}",
+            where=f"{reader.name}: parameter {name}",
+            fix="the file is damaged; restore it",
+        )
 
 
 def _crc(reader: RangeReader, text: str | None) -> int | None:

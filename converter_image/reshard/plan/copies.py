@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product, repeat, takewhile
 from math import lcm, prod
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from reshard.checkpoint.inventory import TensorEntry
     from reshard.layout import Layout
     from reshard.plan.geometry import Cell
-    from reshard.plan.model import Model, Parameter
+    from reshard.plan.model import Kind, Model, Parameter
     from reshard.plan.stages import SourceCuts
 
 # Parameters in no strategy up to this size, such as steps and learning rates, are compared on every rank; only the smallest.
@@ -85,7 +85,8 @@ class Copies:
         self._model, self._holders = model, Holders(model)
         self._found: dict[object, tuple[int, ...]] = {}
         once = {p.source_name: p for p in model.parameters if p.role is not Role.OWN and 0 not in p.shape}
-        several = [p for p in once.values() if self._has_copies(p)]
+        copied = cache(self._has_copies)
+        several = [p for p in once.values() if copied(p.kind)]
         self.unnamed = tuple(p for p in several if p.source is None)
         self.replicas = tuple(p for p in several if p.source is not None)
 
@@ -224,14 +225,14 @@ class Copies:
     def _replicas_in(self) -> Mapping[int, list[Parameter]]:
         return _by_structure(self.replicas)
 
-    def _has_copies(self, parameter: Parameter) -> bool:
-        ranks, _ = self._holders.of_structures(parameter.structures)
-        if parameter.source is None:
+    def _has_copies(self, kind: Kind) -> bool:
+        ranks, _ = self._holders.of_structures(kind.structures)
+        if kind.source is None:
             return len(ranks) > 1
         devices = self._model.source_devices
-        stages = (stage for _, several in _layouts(parameter) for stage in several)
+        stages = (stage for _, several in _layouts(kind) for stage in several)
         files = sum(bisect_left(ranks, (s + 1) * devices) - bisect_left(ranks, s * devices) for s in stages)
-        return files > prod(parameter.source.parts)
+        return files > prod(kind.source.parts)
 
     def _layout(self, parameter: Parameter, rank: int) -> Layout | None:
         """Return the layout by which a rank holds a parameter, or None if it holds the parameter whole or not at all."""
@@ -274,9 +275,9 @@ def equal_files(model: Model) -> tuple[int, ...]:
     Files are compared by length and sampled content. Different files that contain few distinct values may therefore look alike.
     """
     cuts: dict[int, set[tuple[Layout, tuple[int, ...]]]] = defaultdict(set)
-    for parameter in model.parameters:
-        for structure in parameter.structures:
-            cuts[structure].update(_layouts(parameter))
+    for kind in model.kinds:
+        for structure in kind.structures:
+            cuts[structure].update(_layouts(kind))
     alike: dict[tuple[int, int, str], list[int]] = defaultdict(list)
     for file in model.inventory.files:
         alike[file.structure, file.size, file.sample or file.version].append(file.rank)
@@ -293,7 +294,7 @@ def equal_files(model: Model) -> tuple[int, ...]:
     )
 
 
-def _layouts(parameter: Parameter) -> SourceCuts:
+def _layouts(parameter: Parameter | Kind) -> SourceCuts:
     return () if parameter.source is None else ((parameter.source, parameter.source_stages), *parameter.other_cuts)
 
 

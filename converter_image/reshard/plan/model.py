@@ -89,7 +89,7 @@ class Kind:
             return within(self.box(rank), self.shape).size * DTYPES[self.dtype].itemsize
         return self.slice_nbytes
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Size of the whole tensor in bytes."""
         return prod(self.shape) * DTYPES[self.dtype].itemsize

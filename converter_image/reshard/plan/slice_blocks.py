@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from reshard.checkpoint.inventory import TensorEntry
     from reshard.layout import Layout
     from reshard.plan.geometry import Cell
-    from reshard.plan.model import Model, Parameter
+    from reshard.plan.model import Kind, Model, Parameter
 
 _BLOCK_BYTES = 4 << 10
 _BLOCKS_PER_RANK = 8
@@ -83,15 +83,17 @@ class Slices:
         """Return the largest sharded parameters of a structure in a stage, each with its layout."""
         found = self._cut.get((structure, stage))
         if found is None:
+            kinds = dict.fromkeys(p.kind for p in self._parameters.values())
+            held = ((kind, _layout(kind, stage)) for kind in kinds)
+            layouts = {kind: layout for kind, layout in held if layout is not None and prod(layout.parts) > 1}
             named = (self._parameters.get(entry.name) for entry in self._inventory.structures[structure].tensors)
-            layouts = ((p, _layout(p, stage)) for p in named if p is not None)
-            cut = ((p, layout) for p, layout in layouts if layout is not None and prod(layout.parts) > 1)
-            found = nsmallest(_BLOCKS_PER_RANK, cut, key=lambda each: (-each[0].nbytes, each[0].source_name))
+            cut = ((p, layouts[p.kind]) for p in named if p is not None and p.kind in layouts)
+            found = nsmallest(_BLOCKS_PER_RANK, cut, key=lambda each: (-each[0].kind.nbytes, each[0].source_name))
             self._cut[structure, stage] = found
         return found
 
 
-def _layout(parameter: Parameter, stage: int) -> Layout | None:
-    """Return the layout by which a stage holds a parameter, or None if the stage does not hold it."""
-    layouts = ((parameter.source, parameter.source_stages), *parameter.other_cuts)
+def _layout(kind: Kind, stage: int) -> Layout | None:
+    """Return the layout by which a stage holds parameters, or None if the stage does not hold them."""
+    layouts = ((kind.source, kind.source_stages), *kind.other_cuts)
     return next((layout for layout, stages in layouts if stage in stages), None)

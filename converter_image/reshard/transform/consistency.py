@@ -174,7 +174,7 @@ def check_stages(
 
 def _bytes_to_write(model: Model, options: Options, *, single: bool) -> int:
     """Return the approximate number of bytes that the transform writes. For an index: the bytes that all ranks load."""
-    total = sum(p.slice_nbytes * model.target_devices * len(p.target_stages) for p in model.parameters)
+    total = sum(p.kind.slice_nbytes * model.target_devices * len(p.kind.target_stages) for p in model.parameters)
     ranks = model.target_ranks
     if single:
         ranks = 1
