@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import disk
 import rawfiles
 from memory_store import MemorySource, MemoryWriter
 
-from reshard.engine.execute import carry_out, moves
-from reshard.engine.rankfile import Conditions, produce
+from reshard.engine.content import Conditions, Content, Shared, produce, produce_together
+from reshard.engine.execute import carry_out
+from reshard.engine.memory import PassBudget
+from reshard.engine.moves import moves
 from reshard.engine.task import task_of
 from reshard.plan import build_model, with_casts
 from reshard.source.files import Files
@@ -19,6 +22,8 @@ from reshard.storage.traffic import Meter
 from reshard.strategy import Strategy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import models
 
     from reshard.engine.task import Task
@@ -67,3 +72,26 @@ def streamed(task: Task, plan: RankPlan) -> bytes:
     carry_out(moves(plan, task.pieces(plan.rank)), files, writer.write)
     files.close()
     return bytes(writer.content)
+
+
+def together(task: Task, ranks: Sequence[int], *, batch: int, tile: int) -> list[bytes]:
+    """Return the files of several ranks, made in one pass."""
+    writers, contents, conditions = [MemoryWriter() for _ in ranks], [], Conditions()
+    files = task.source_files()
+    for plan, writer in zip(task.planner.plans(ranks) if ranks else (), writers, strict=True):
+        content = Content(task, [writer], conditions)
+        contents.append(Shared(plan, nullcontext(content.emit), conditions.losses))
+    budget = PassBudget(
+        batch=batch,
+        batches=3,
+        gap=16,
+        longest=max(64, batch // 2),
+        grouped=batch // 4,
+        fetchers=2,
+        workers=2,
+        tile=tile,
+        upload=0,
+    )
+    produce_together(task, contents, files, conditions.cancellation, budget)
+    files.close()
+    return [bytes(writer.content) for writer in writers]

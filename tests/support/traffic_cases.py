@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 
 _COLUMNS = models.Cut((4,), ((), (0,))), models.Cut((8,), ((), (0,)))
 _REPLICAS = models.Cut((4,), ((0,), ())), models.Cut((4, 2), ((0,), ()))
-CASES = {"columns": [_COLUMNS], "replicas": [_REPLICAS], "mixture": [_COLUMNS, _REPLICAS, (None, None)]}
+_SHARDS = models.Cut((4,), ((), ()), 1, 4), models.Cut((4, 2), ((), (0,)), 2, 4)
+CASES = {
+    "columns": [_COLUMNS],
+    "replicas": [_REPLICAS],
+    "shards": [_SHARDS],
+    "mixture": [_COLUMNS, _REPLICAS, _SHARDS, (None, None)],
+}
 
 
 def made(folder: Path, case: str) -> disk.Checkpoint:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from memory_store import MemoryReader
 from memory_tasks import task, written
 
-from reshard.engine.execute import moves, reads
+from reshard.engine.moves import moves, reads
 from reshard.errors import StorageError
 from reshard.storage.ahead import Ahead, requests, windows
 

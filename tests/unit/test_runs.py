@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from memory_tasks import task, written
 from models import Cut, Model, Tensor
 
-from reshard.engine.execute import moves, reads
+from reshard.engine.moves import moves, reads
 from reshard.engine.small import Small, scatter
 from reshard.plan.runs import Runs, joined
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reshard.engine.execute import moves
+from reshard.engine.moves import moves
 from reshard.engine.servercopy import UploadPart, parts, split
 from reshard.storage.protocol import PartLimits
 

@@ -26,7 +26,7 @@ from torch_files import DATA, BytesReader, FileReader
 from reshard.checkpoint.dtypes import BY_TORCH_NAME, DTYPES, OBJECT
 from reshard.checkpoint.output import OutputFile, OutputTensor
 from reshard.cli.arguments import kebab
-from reshard.engine.rankfile import Conditions, assemble
+from reshard.engine.content import Conditions, assemble
 from reshard.errors import DataError, RequestError
 from reshard.formats.registry import OUTPUT_GROUP, output_format, source_format
 from reshard.formats.torch.archive import locate, read_archive

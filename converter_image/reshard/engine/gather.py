@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -86,12 +86,12 @@ class SourceFiles:
         self._ahead = Ahead(reads, self._opened, memory)
 
     def reader(self, rank: int) -> Reader:
-        """Return the open file of a source rank.
-
-        Raises:
-            DataError: the file is not the one that the plan was created for.
-        """
+        """See `OpenFiles.reader`."""
         return self._opened(rank) if self._ahead is None else self._ahead.reader(rank)
+
+    def view(self, rank: int, offset: int, length: int) -> memoryview | None:  # noqa: ARG002
+        """See `OpenFiles.view`. No bytes are in memory."""
+        return None
 
     def _opened(self, rank: int) -> Reader:
         reader = self._open.get(rank)
@@ -151,16 +151,33 @@ class SourceFiles:
         return source_changed(self._files[rank].path, how, indexed=self._indexed)
 
 
+class OpenFiles(Protocol):
+    """The open files of a source, some of whose bytes may be in memory."""
+
+    def reader(self, rank: int) -> Reader:
+        """Return the open file of a source rank.
+
+        Raises:
+            DataError: the file is not the one that the plan was created for.
+        """
+
+    def view(self, rank: int, offset: int, length: int) -> memoryview | None:
+        """Return bytes of a source rank's file that are in memory, or None if they must be read."""
+
+
 class Gatherer:
     """Reads boxes of source tensors into memory, with buffers that are reused."""
 
-    def __init__(self, files: SourceFiles, tile_bytes: int) -> None:
+    def __init__(self, files: OpenFiles, tile_bytes: int) -> None:
         self._files = files
         self._compact = bytearray(tile_bytes)
         self._span = bytearray(span_bytes(tile_bytes))
 
     def read(self, rank: int, entry: TensorEntry, box: Box, into: Elements) -> None:
         """Fill `into` (with the shape of the box, the element type, and any strides) with a box of a source rank's slice."""
+        if (held := self._held(rank, entry, box, into.dtype)) is not None:
+            np.copyto(into, held)
+            return
         nbytes = box.size * into.itemsize
         if into.flags.c_contiguous:
             self._read_compact(rank, entry, box, memoryview(into.reshape(-1)).cast("B"))  # type: ignore[arg-type]  # an array is a buffer
@@ -169,17 +186,33 @@ class Gatherer:
         self._read_compact(rank, entry, box, view)
         np.copyto(into, np.frombuffer(view, into.dtype).reshape(box.shape))
 
+    def _held(self, rank: int, entry: TensorEntry, box: Box, element: np.dtype[Any]) -> Elements | None:
+        """Return a box of a source rank's slice that is in memory, with the gaps between its runs."""
+        if len(entry.extents) != 1:
+            return None
+        first, end = flat_span(entry.shape, box)
+        itemsize = element.itemsize
+        view = self._files.view(rank, entry.extents[0][0] + first * itemsize, (end - first) * itemsize)
+        if view is None:
+            return None
+        return np.ndarray(box.shape, element, view, strides=[step * itemsize for step in strides(entry.shape)])
+
     def read_small(self, tensors: Placed, into: memoryview) -> None:
         """Read small tensors to their places in a buffer, in the source's type. Padding consists of zeros."""
-        reader = self._files.reader
+        reader, view = self._files.reader, self._files.view
         for place, length in padded(tensors):
             into[place : place + length] = bytes(length)
         for alone, together in reads_of(tensors.plan, tensors.numbers, tensors.places, len(self._span)):
             for rank, source, place, length in alone:
-                reader(rank).read_into(into[place : place + length], source)
+                if (held := view(rank, source, length)) is not None:
+                    into[place : place + length] = held
+                else:
+                    reader(rank).read_into(into[place : place + length], source)
             for rank, start, end, runs in together:
-                content = memoryview(self._span)[: end - start]
-                reader(rank).read_into(content, start)
+                content = view(rank, start, end - start)
+                if content is None:
+                    content = memoryview(self._span)[: end - start]
+                    reader(rank).read_into(content, start)
                 scatter(content, start, runs, into)
 
     def _read_compact(self, rank: int, entry: TensorEntry, box: Box, view: memoryview) -> None:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.encryption import BLOCK_BYTES
+from reshard.plan.passes import Limits
+from reshard.storage.ahead import GAP_BYTES, WINDOWS, longest_request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from reshard.plan import Model
     from reshard.storage.protocol import ReadStore, Store
@@ -32,6 +34,21 @@ _BYTES_PER_COPY = 1024
 _CLIENT_BYTES = 32 << 20
 _AHEAD_BYTES = 56 << 20
 _UPLOAD_BYTES = 48 << 20
+# A pass over the source that writes several ranks: batches of a local source, tiles of all files, and data to upload for them.
+_BATCH_BYTES = 8 << 20
+_BATCHES = 3
+_TILES_BYTES = 64 << 20
+_LARGEST_TILE = 1 << 20
+_SMALLEST_TILE = 256 << 10
+_PASS_UPLOAD_BYTES = 128 << 20
+# The tensors and shards in the plans of all its files, each of which takes at most _BYTES_PER_COPY.
+_PASS_TENSORS = 1 << 16
+_LOCAL_READERS = 2
+_LOCAL_REQUEST = 1 << 20
+# Shorter contiguous reads cost more than the copy in memory that a pass takes: as system calls, or as requests.
+_SHORT_READ = 64 << 10
+_SHORT_REQUEST = 4 << 20
+_LOCAL_GAP = 16 << 10
 # With casts: elements before and after, for each worker.
 _CAST_BYTES_PER_WORKER = 8 << 20
 # With encryption: its library.
@@ -53,6 +70,33 @@ class Budget:
     upload: int = _UPLOAD_BYTES
 
 
+@dataclass(frozen=True, slots=True)
+class PassBudget:
+    """The memory and the threads of a pass over the source that writes several ranks.
+
+    Attributes:
+        batch: number of bytes of the source that are fetched together.
+        batches: number of batches in memory.
+        gap: gaps of at most this many bytes between two ranges are fetched as well.
+        longest: number of bytes of the longest request.
+        grouped: total length of short reads that one thread makes one after the other.
+        fetchers: number of threads that read.
+        workers: number of threads that produce files.
+        tile: number of bytes of a file that are emitted at a time.
+        upload: number of bytes that are buffered for the upload of each file.
+    """
+
+    batch: int
+    batches: int
+    gap: int
+    longest: int
+    grouped: int
+    fetchers: int
+    workers: int
+    tile: int
+    upload: int
+
+
 def default_workers() -> int:
     """Return the default number of concurrent ranks: the available processors, up to a maximum."""
     return max(1, min(len(os.sched_getaffinity(0)), MOST_WORKERS))
@@ -67,6 +111,31 @@ def budget(workers: int) -> Budget:
     return Budget(max(_LEAST_AHEAD_BYTES, _AHEAD_BYTES // workers), max(_LEAST_UPLOAD_BYTES, _UPLOAD_BYTES // workers))
 
 
+def pass_limits(source: ReadStore, target: Store, size: int, *, encrypts: bool) -> Limits:
+    """Return the limits of a pass that writes files of at most `size` bytes."""
+    files = _TILES_BYTES // (BLOCK_BYTES if encrypts else _SMALLEST_TILE)
+    if target.remote:
+        files = min(files, max(1, _PASS_UPLOAD_BYTES // target.write_cost(size, 0).memory))
+    run = _SHORT_REQUEST if source.remote else _SHORT_READ
+    few = 1 if source.remote or target.remote else MOST_WORKERS
+    return Limits(files, _PASS_TENSORS, equal=not target.remote, few=few, run=run)
+
+
+def pass_budget(files: int, workers: int, source: ReadStore) -> PassBudget:
+    """Return the budget of a pass that writes this number of different files."""
+    return PassBudget(
+        batch=_AHEAD_BYTES // WINDOWS if source.remote else _BATCH_BYTES,
+        batches=WINDOWS if source.remote else _BATCHES,
+        gap=GAP_BYTES if source.remote else _LOCAL_GAP,
+        longest=longest_request(_AHEAD_BYTES) if source.remote else _LOCAL_REQUEST,
+        grouped=0 if source.remote else _LOCAL_REQUEST,
+        fetchers=_AHEAD_BYTES // longest_request(_AHEAD_BYTES) if source.remote else _LOCAL_READERS,
+        workers=workers,
+        tile=max(_SMALLEST_TILE, min(_LARGEST_TILE, _TILES_BYTES // files)),
+        upload=_PASS_UPLOAD_BYTES // files,
+    )
+
+
 def memory_bytes(  # noqa: PLR0913 - independent quantities
     model: Model,
     workers: int,
@@ -74,6 +143,7 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
     target: Store,
     sizes: Iterable[int],
     *,
+    passes: Iterable[Sequence[int]] = (),
     copies: int = 0,
     decrypts: bool = False,
     encrypts: bool = False,
@@ -86,25 +156,38 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
         source: store of the source.
         target: store of the target.
         sizes: sizes of the target's files in bytes.
+        passes: ranks of each pass over the source.
         copies: largest number of shards that one target rank reads, if metadata locates the shards.
         decrypts: whether the source is encrypted.
         encrypts: whether the target will be encrypted.
     """
     names = [tensor.name for structure in model.inventory.structures for tensor in structure.tensors]
     names += [tensor.name for tensor in model.inventory.tensors]
-    active = min(workers, model.target_ranks)
-    each = _BYTES_PER_NAME + active * _BYTES_PER_NAME_AND_WORKER
-    local = _BASE_BYTES + active * _BYTES_PER_WORKER + len(names) * each + sum(map(len, names)) * _BYTES_PER_CHARACTER
-    local += active * _CAST_BYTES_PER_WORKER if any(parameter.cast for parameter in model.parameters) else 0
     shards = sum(tensor.count for tensor in model.inventory.tensors)
-    local += shards * _BYTES_PER_SHARD + (active * copies * _BYTES_PER_COPY if shards else 0)
+    common = _BASE_BYTES + len(names) * _BYTES_PER_NAME + sum(map(len, names)) * _BYTES_PER_CHARACTER + shards * _BYTES_PER_SHARD
+    common += _CLIENT_BYTES if source.remote or target.remote else 0
+    common += _CIPHERS_BYTES if decrypts or encrypts else 0
+    largest, casts = max(sizes, default=0), any(parameter.cast for parameter in model.parameters)
+
+    active = min(workers, model.target_ranks)
     share = budget(active)
-    client = _CLIENT_BYTES if source.remote or target.remote else 0
-    ahead = active * share.ahead if source.remote else 0
-    ciphers = _CIPHERS_BYTES if decrypts or encrypts else 0
-    ciphers += ahead if decrypts else 0  # ciphertext that waits for decryption takes the same again
-    ciphers += active * BLOCK_BYTES if encrypts else 0
-    return local + client + ahead + ciphers + active * target.write_cost(max(sizes, default=0), share.upload).memory
+    alone = active * (_BYTES_PER_WORKER + len(names) * _BYTES_PER_NAME_AND_WORKER)
+    alone += active * (_CAST_BYTES_PER_WORKER if casts else 0) + (active * copies * _BYTES_PER_COPY if shards else 0)
+    # Ciphertext that waits for decryption takes the same again.
+    alone += active * share.ahead * (1 + decrypts) if source.remote else 0
+    alone += active * BLOCK_BYTES if encrypts else 0
+    alone += active * target.write_cost(largest, share.upload).memory
+
+    most = max(map(len, passes), default=0)
+    if most < 2:
+        return common + alone
+    each = pass_budget(most, workers, source)
+    together = each.batch * each.batches * (1 + (decrypts and source.remote)) + most * each.tile
+    together += workers * _BYTES_PER_WORKER + min(_PASS_TENSORS, most * (len(names) + copies)) * _BYTES_PER_COPY
+    together += workers * _CAST_BYTES_PER_WORKER + most * each.tile if casts else 0
+    together += most * BLOCK_BYTES if encrypts else 0
+    together += most * target.write_cost(largest, each.upload).memory
+    return common + max(alone, together)
 
 
 def peak_rss_bytes() -> int:

@@ -1,47 +1,46 @@
-"""Write one target rank, from its plan to its record."""
+"""Write the files of target ranks, from their plans to their records."""
 
 from __future__ import annotations
 
+import threading
 import uuid
-from contextlib import closing
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, contextmanager
+from contextvars import copy_context
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from zlib_ng import zlib_ng
-
-from reshard.checkpoint.crc import NamedContents
-from reshard.checkpoint.encryption import Encryptor
 from reshard.checkpoint.manifest import FileRecord
-from reshard.checkpoint.output import Checksum, Span
-from reshard.engine.cast import Losses
-from reshard.engine.execute import TILE_BYTES, carry_out, moves, reads, reads_of_spans
-from reshard.engine.servercopy import parts, split
+from reshard.checkpoint.output import Span
+from reshard.engine.content import Conditions, Content, Shared, assemble, produce, produce_together
 from reshard.engine.verify import check_file, unreadable
 from reshard.errors import BugError, DataError, ReshardError
-from reshard.plan import prove
-from reshard.progress import Cancellation, Silent
+from reshard.plan.passes import equal_files
+from reshard.progress import Cancellation
 from reshard.source.encrypted import decrypting
 from reshard.source.headers import Blocks, heads
 from reshard.storage import open_store, parent_and_name
-from reshard.storage.ahead import prefetched, requests
+from reshard.storage.ahead import prefetched
 from reshard.storage.cancellable import CancellableReader
-from reshard.storage.digest import ContentDigest, digest_of, digest_of_version, sample_of
+from reshard.storage.digest import digest_of, digest_of_version, sample_of
 from reshard.storage.traffic import Meter, Traffic
 from reshard.telemetry import phase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+    from types import TracebackType
 
     from reshard.checkpoint.manifest import Verified
-    from reshard.engine.execute import Move
+    from reshard.engine.cast import Losses
     from reshard.engine.gather import SourceFiles
-    from reshard.engine.memory import Budget
+    from reshard.engine.memory import Budget, PassBudget
     from reshard.engine.task import Task
-    from reshard.formats.protocol import OutputFormat
     from reshard.plan import RankPlan
     from reshard.progress import Progress
-    from reshard.storage.protocol import PartLimits, Reader, Store, Writer
+    from reshard.storage.protocol import Reader, Store, Writer
     from reshard.target.folder import TaskState
+    from reshard.telemetry import Phase
 
 
 # Over a network: the number of parameters compared at a time, and the bytes of the written file's headers to prefetch.
@@ -68,91 +67,199 @@ def content_of(records: Iterable[FileRecord]) -> Traffic:
 
 
 @dataclass(frozen=True, slots=True)
-class Guard:
-    """Conditions that stop the writing of a rank.
+class Run:
+    """One run of a task: what all ranks that it writes have in common.
 
     Attributes:
+        task: task of the transform.
+        state: state of the task in the target.
+        staged: whether files are staged until the commit.
+        writer: identity of this process, for the names of temporary files.
         check_lock: function that raises if another process has taken over the target.
         cancellation: object that cancels the work from another thread.
-        writer: identity of this process, for the names of temporary files.
+        progress: receiver of the progress.
     """
 
+    task: Task
+    state: TaskState
+    staged: bool
+    writer: str
     check_lock: Callable[[], None]
     cancellation: Cancellation
-    writer: str
+    progress: Progress
+
+    def conditions(self, ahead: int = 0) -> Conditions:
+        """Return new conditions for producing a file, with `ahead` bytes to prefetch."""
+        return Conditions(progress=self.progress, cancellation=self.cancellation, ahead=ahead)
 
 
-@dataclass(frozen=True, slots=True)
-class Conditions:
-    """The conditions for producing a rank's file.
+class _RankFile:
+    """The file of one target rank, from its creation to its record.
+
+    Args:
+        run: run that writes the file.
+        plan: plan of the rank.
+        losses: counters of the elements that casts change.
+        fetched: function that returns what was fetched for the file, after it was produced.
+        memory: number of bytes that are buffered for an upload.
 
     Attributes:
-        content: meter of what is fetched of the source's tensors, without checks.
-        losses: counters of the elements that casts change.
-        progress: receiver of the progress.
-        cancellation: object that cancels the work from another thread.
-        ahead: number of bytes of the source that may be prefetched.
+        digest: digest of the content, to set before the file is complete. "": a server has copied some bytes.
     """
 
-    content: Meter = field(default_factory=Meter)
-    losses: Losses = field(default_factory=Losses)
-    progress: Progress = field(default_factory=Silent)
-    cancellation: Cancellation = field(default_factory=Cancellation)
-    ahead: int = 0
+    def __init__(self, run: Run, plan: RankPlan, losses: Losses, fetched: Callable[[], Traffic], memory: int) -> None:
+        self.digest = ""
+        self._run, self._plan, self._losses, self._fetched, self._memory = run, plan, losses, fetched, memory
+        self._path = run.task.path(plan.rank)
+        self._record: FileRecord | None = None
+
+    @property
+    def written(self) -> Written:
+        """The finished rank."""
+        assert self._record is not None  # noqa: S101 - the context has ended without an error
+        return Written(self._record, self._plan.nbytes_needed)
+
+    @contextmanager
+    def opened(self) -> Iterator[Writer]:
+        """Create the file in a context that yields its writer. At its end, complete, verify and record the file.
+
+        Raises:
+            BugError: the file differs from the source. It is kept for inspection.
+            ReshardError: the file cannot be written or compared. It was deleted.
+        """
+        run, rank = self._run, self._plan.rank
+        with phase("write_rank", rank=rank) as measured:
+            size = run.task.file_size(rank)
+            by_server = run.task.request.options.copy_mode == "Server"
+            writer = run.state.create(
+                self._path, rank=rank, staged=run.staged, writer=run.writer, size=size, memory=self._memory, copies=by_server
+            )
+            try:
+                yield writer
+                run.check_lock()
+                writer.finish()
+                self._record = self._finished(size, measured)
+                run.state.record(self._record, self._losses.by_name)
+            finally:
+                writer.abort()
+
+    def _finished(self, size: int, measured: Phase) -> FileRecord:
+        """Verify the file, and return its record."""
+        run, path = self._run, self._path
+        task, store, where = run.task, run.state.target.store, run.state.where(path, staged=run.staged)
+        digest = self.digest or _recorded_digest(task, store, where, run.cancellation)
+        _verify(task, self._plan, store, where, lambda: run.state.reject(path, staged=run.staged), run.cancellation)
+        with closing(store.open(where)) as written:
+            sample, version = sample_of(written, remote=store.remote), written.version
+        fetched, lost = self._fetched(), self._losses.total
+        measured.measure(bytes_fetched=fetched.nbytes, requests=fetched.requests, bytes_written=size)
+        return FileRecord(
+            rank=self._plan.rank,
+            path=path,
+            size=size,
+            digest=digest,
+            bytes_fetched=fetched.nbytes,
+            requests=fetched.requests,
+            bytes_copied=fetched.copied,
+            verified=task.request.options.verification,
+            stage=task.stage,
+            sample=sample,
+            version=version,
+            seconds=measured.seconds,
+            rounded=lost.rounded,
+            overflowed=lost.overflowed,
+        )
 
 
-def write_rank(
-    task: Task, state: TaskState, rank: int, *, staged: bool, budget: Budget, progress: Progress, guard: Guard
-) -> Written:
+def write_rank(run: Run, rank: int, budget: Budget) -> Written:
     """Write, verify and record the file of one target rank.
 
     Raises:
         BugError: the file differs from the source. It is kept for inspection.
         ReshardError: the file cannot be written or compared. It was deleted.
     """
-    with phase("write_rank", rank=rank) as measured:
-        plan = task.planner.plan(rank)
-        path = task.path(rank)
-        conditions = Conditions(progress=progress, cancellation=guard.cancellation, ahead=budget.ahead)
-        size = task.file_size(rank)
-        by_server = task.request.options.copy_mode == "Server"
-        writer = state.create(
-            path, rank=rank, staged=staged, writer=guard.writer, size=size, memory=budget.upload, copies=by_server
-        )
-        try:
-            limits = state.target.store.part_limits if by_server else None
-            digest = assemble(task, plan, writer, conditions, limits) if limits else produce(task, plan, writer, conditions)
-            guard.check_lock()
-            writer.finish()
-            store, where = state.target.store, state.where(path, staged=staged)
-            if not digest:  # some bytes were copied by the server
-                digest = _recorded_digest(task, store, where, guard.cancellation)
-            _verify(task, plan, store, where, lambda: state.reject(path, staged=staged), guard.cancellation)
-            with closing(store.open(where)) as written:
-                sample, version = sample_of(written, remote=store.remote), written.version
-            fetched, level = conditions.content.traffic, task.request.options.verification
-            measured.measure(bytes_fetched=fetched.nbytes, requests=fetched.requests, bytes_written=size)
-            lost = conditions.losses.total
-            record = FileRecord(
-                rank=rank,
-                path=path,
-                size=size,
-                digest=digest,
-                bytes_fetched=fetched.nbytes,
-                requests=fetched.requests,
-                bytes_copied=fetched.copied,
-                verified=level,
-                stage=task.stage,
-                sample=sample,
-                version=version,
-                seconds=measured.seconds,
-                rounded=lost.rounded,
-                overflowed=lost.overflowed,
-            )
-            state.record(record, conditions.losses.by_name)
-        finally:
-            writer.abort()
-        return Written(record, plan.nbytes_needed)
+    task, plan, conditions = run.task, run.task.planner.plan(rank), run.conditions(budget.ahead)
+    file = _RankFile(run, plan, conditions.losses, lambda: conditions.content.traffic, budget.upload)
+    limits = run.state.target.store.part_limits if task.request.options.copy_mode == "Server" else None
+    with file.opened() as writer:
+        file.digest = assemble(task, plan, writer, conditions, limits) if limits else produce(task, plan, writer, conditions)
+    return file.written
+
+
+def write_together(run: Run, ranks: Sequence[int], budget: PassBudget) -> list[Written]:
+    """Write, verify and record the files of several target ranks in one pass over the source.
+
+    Raises:
+        BugError: a file differs from the source. It is kept for inspection.
+        ReshardError: a file cannot be written or compared. It was deleted. Ranks that were recorded before remain.
+    """
+    task, made, contents = run.task, list[_RankFile](), list[Shared]()
+    plans = {plan.rank: plan for plan in task.planner.plans(ranks)}
+    alike = equal_files(task.planner, ranks) if task.cipher is None else [(rank,) for rank in ranks]
+    content = Meter()
+    shares = _Shares(content, ranks)
+    with closing(task.source_files(content)) as source:
+        for equal in alike:
+            conditions = run.conditions()
+            files = [_RankFile(run, plans[r], conditions.losses, partial(shares.take, r), budget.upload) for r in equal]
+            made += files
+            opened = _produced(task, files, [_Apart(file.opened()) for file in files], conditions, source)
+            contents.append(Shared(plans[equal[0]], opened, conditions.losses, partial(shares.add, equal)))
+        produce_together(task, contents, source, run.cancellation, budget)
+    return [file.written for file in made]
+
+
+@contextmanager
+def _produced(
+    task: Task, files: Sequence[_RankFile], opened: Iterable[_Apart], conditions: Conditions, source: SourceFiles
+) -> Iterator[Callable[[memoryview], None]]:
+    """Create equal files in a context that yields a callback with the next part of their content. At its end, complete them."""
+    with ExitStack() as stack:
+        content = Content(task, list(map(stack.enter_context, opened)), conditions)
+        yield content.emit
+        digest = content.finish()
+        source.check_unchanged()
+        for file in files:
+            file.digest = digest
+
+
+class _Apart:
+    """A context in a copy of the context variables, which may overlap with others in any order and in any thread."""
+
+    def __init__(self, inner: AbstractContextManager[Writer]) -> None:
+        self._inner, self._variables = inner, copy_context()
+
+    def __enter__(self) -> Writer:
+        return self._variables.run(self._inner.__enter__)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return self._variables.run(self._inner.__exit__, kind, error, traceback)
+
+
+class _Shares:
+    """Divides what a pass fetches among its ranks, in the same way in every run."""
+
+    def __init__(self, content: Meter, ranks: Sequence[int]) -> None:
+        self._content, self._left = content, {rank: Traffic() for rank in ranks}
+        self._taken = Traffic()
+        self._lock = threading.Lock()
+
+    def add(self, ranks: Sequence[int], fetched: Traffic) -> None:
+        """Add what will be fetched for ranks whose files are equal."""
+        with self._lock:
+            for rank, share in zip(ranks, fetched.divided([1] * len(ranks)), strict=True):
+                self._left[rank] = Traffic.sum([self._left[rank], share])
+
+    def take(self, rank: int) -> Traffic:
+        """Return the share of a rank that has been produced. The last one gets what was fetched in addition, as by retries."""
+        with self._lock:
+            share = self._left.pop(rank)
+            if not self._left:
+                share = Traffic(*(a - b for a, b in zip(self._content.traffic, self._taken, strict=True)))
+            self._taken = Traffic.sum([self._taken, share])
+            return share
 
 
 def write_alone(task: Task, rank: int, url: str, *, share: Budget) -> None:
@@ -183,140 +290,12 @@ def write_alone(task: Task, rank: int, url: str, *, share: Budget) -> None:
         measured.measure(bytes_fetched=fetched.nbytes, requests=fetched.requests, bytes_written=size)
 
 
-def assemble(task: Task, plan: RankPlan, writer: Writer, conditions: Conditions, limits: PartLimits) -> str:
-    """Assemble a rank's file from parts that the server copies and parts that are sent. Return the digest, or "".
-
-    The digest is "" if the server copied any part. `limits` are those of the writer's store. For other arguments and errors, see
-    `produce`.
-    """
-    laid_out = list(split(moves(plan, task.pieces(plan.rank))))
-    if any(isinstance(move, Checksum) for move in laid_out):  # they require the content to pass through this process
-        return produce(task, plan, writer, conditions)
-    planned = parts(laid_out, limits)
-    if planned is None or all(part.rank is None for part in planned):
-        return produce(task, plan, writer, conditions)
-    prove(plan)
-
-    def emit(content: memoryview) -> None:
-        conditions.cancellation.check()
-        writer.write(content)
-        conditions.progress.advance(len(content))
-
-    with closing(task.source_files(conditions.content)) as files:
-        sent = (move for part in planned if part.rank is None for move in laid_out[part.first : part.end])
-        files.expect(reads(sent), conditions.ahead)
-        for part in planned:
-            if part.rank is None:
-                carry_out([*laid_out[part.first : part.end], None], files, emit, conditions.losses)
-                if part is not planned[-1]:
-                    writer.cut()
-            else:
-                conditions.cancellation.check()
-                writer.copy(files.reader(part.rank), part.offset, part.nbytes, conditions.content)
-                conditions.progress.advance(part.nbytes)
-    return ""
-
-
 def _recorded_digest(task: Task, store: Store, path: str, cancellation: Cancellation) -> str:
     """Return the digest to record for a file that the server has assembled: that of its content, if it may be read back."""
     if task.request.options.verification == "None":
         return digest_of_version(store, path)
     with closing(store.open(path)) as reader:
         return digest_of(reader, lambda _: cancellation.check(), remote=store.remote)
-
-
-def requests_of(task: Task, target: Store, rank: int, budget: Budget) -> int:
-    """Return the number of requests to object stores for the content of a rank's file, without its verification."""
-    fetched = 0
-    if task.source.remote:
-        fetched = requests(reads(moves(task.planner.plan(rank), task.pieces(rank))), budget.ahead)
-    return fetched + target.write_cost(task.file_size(rank), budget.upload).requests
-
-
-def produce(task: Task, plan: RankPlan, writer: Writer, conditions: Conditions) -> str:
-    """Write the content of one target rank's file. Return its digest.
-
-    Args:
-        task: task of the transform.
-        plan: plan of the rank.
-        writer: writer of the file.
-        conditions: conditions for producing the file.
-
-    Raises:
-        ReshardError: the source cannot be read or has changed, or the file cannot be written.
-    """
-    prove(plan)
-    tail = _Tail(task.output, wanted=task.request.options.crc)
-    digest = ContentDigest()
-
-    def put(part: memoryview | bytes) -> None:
-        digest.update(part)
-        writer.write(part)
-        conditions.progress.advance(len(part))
-
-    encryptor = None if task.cipher is None else Encryptor(task.cipher, put)
-    write = put if encryptor is None else encryptor.update
-
-    def emit(part: memoryview | bytes) -> None:
-        tail.update(part)
-        write(part)
-
-    with closing(task.source_files(conditions.content)) as files:
-        crc = _crc_of_contents(plan, files, conditions) if tail.in_header else None
-        files.expect(reads(moves(plan, task.pieces(plan.rank, crc))), conditions.ahead)
-        steps = _until_cancelled(moves(plan, task.pieces(plan.rank, crc)), conditions.cancellation)
-        overlap = plan.written_nbytes > TILE_BYTES
-        carry_out(steps, files, emit, conditions.losses, overlap=overlap)
-        if trailer := tail.content():
-            emit(trailer)
-        if encryptor is not None:
-            encryptor.finish()
-        files.check_unchanged()
-    return str(digest)
-
-
-def _until_cancelled(steps: Iterable[Move], cancellation: Cancellation) -> Iterator[Move]:
-    """Yield moves, and check after each tile whether the work was cancelled."""
-    for step in steps:
-        if step is None:
-            cancellation.check()
-        yield step
-
-
-class _Tail:
-    """The CRC32 of a whole file at its end, if it is requested and the format has it there."""
-
-    def __init__(self, output: OutputFormat, *, wanted: bool) -> None:
-        self._output = output
-        self._at_end = wanted and output.crc == "Trailer"
-        self.in_header = wanted and output.crc == "Header"
-        self._crc = 0
-
-    def update(self, part: memoryview | bytes) -> None:
-        if self._at_end:
-            self._crc = zlib_ng.crc32(part, self._crc)
-
-    def content(self) -> bytes:
-        return self._output.trailer(self._crc) if self._at_end else b""
-
-
-def _crc_of_contents(plan: RankPlan, files: SourceFiles, conditions: Conditions) -> int:
-    """Return the CRC32 for a safetensors header. It precedes the contents, so this takes a separate pass over the source."""
-    found = NamedContents()
-
-    def emit(part: memoryview) -> None:
-        conditions.cancellation.check()
-        found.update(part)
-
-    numbers = sorted(range(len(plan.parameters)), key=lambda i: plan.parameters[i].name)
-    spans = [Span(number, 0, plan.tensors[number].written_nbytes) for number in numbers]
-    files.expect(reads_of_spans(plan, spans), conditions.ahead)
-    for span in spans:
-        tensor = plan.tensors[span.tensor]
-        found.begin(tensor.parameter.name, tensor.parameter.target_dtype, tensor.shape)
-        if span.length:
-            carry_out(moves(plan, [span]), files, emit)
-    return found.crc
 
 
 def _verify(

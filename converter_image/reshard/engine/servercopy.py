@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from reshard.engine.execute import TILE_BYTES, Fill, length_of
 from reshard.engine.gather import reads_of_box
+from reshard.engine.moves import TILE_BYTES, Fill, length_of
 from reshard.layout.box import Box
 from reshard.layout.tiles import flat_span
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from reshard.engine.execute import Copy, Move
+    from reshard.engine.moves import Copy, Move
     from reshard.storage.protocol import PartLimits
 
 

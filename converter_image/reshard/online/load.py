@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 import numpy as np
 
 from reshard.checkpoint.output import Span
-from reshard.engine.execute import TILE_BYTES, fill, moves, reads_of_spans
+from reshard.engine.execute import fill
 from reshard.engine.gather import Gatherer
 from reshard.engine.memory import budget, default_workers
+from reshard.engine.moves import TILE_BYTES, moves, reads_of_spans
 from reshard.online.frameworks import tensor_maker
 from reshard.plan import prove
 from reshard.progress import Silent

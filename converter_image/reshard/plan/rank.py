@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import compress, product
+from itertools import chain, compress, product
 from typing import TYPE_CHECKING, NamedTuple, overload
 
 import numpy as np
@@ -229,8 +229,20 @@ class Planner:
             MissingInputError: no source file contains a required slice.
             RequestError: the rank does not exist.
         """
-        needed = self._needs(rank)
-        picks = self._picks(rank, needed)
+        return self.plans((rank,))[0]
+
+    def plans(self, ranks: Sequence[int]) -> tuple[RankPlan, ...]:
+        """Return the plans of target ranks that read the same copy of each slice that several of them need.
+
+        Raises:
+            MissingInputError: no source file contains a required slice.
+            RequestError: a rank does not exist.
+        """
+        needed = [self._needs(rank) for rank in ranks]
+        picks = self._picks(ranks[0], chain.from_iterable(each.values() for each in needed))
+        return tuple(self._plan(rank, each, picks) for rank, each in zip(ranks, needed, strict=True))
+
+    def _plan(self, rank: int, needed: dict[Kind, Needs], picks: dict[tuple[int, ...], int]) -> RankPlan:
         names, groups = self._names(rank), []
         for kind, numbers in self.members(rank).items():
             found, ranks = _slice(kind, kind.box(rank % self.model.target_devices), needed[self.like(kind)], picks)
@@ -285,7 +297,7 @@ class Planner:
 
     def picks(self, rank: int) -> dict[tuple[int, ...], int]:
         """Return the rank to read from, for each group of source ranks that hold the same required slice."""
-        return self._picks(rank, self._needs(rank))
+        return self._picks(rank, self._needs(rank).values())
 
     def _needs(self, rank: int) -> dict[Kind, Needs]:
         """Return what a target rank requires of the parameters of each kind, see `like` and `needs`."""
@@ -299,9 +311,9 @@ class Planner:
             )
         return {kind: self.needs(kind, rank) for kind in {self.like(kind) for kind in self.members(rank)}}
 
-    def _picks(self, rank: int, needed: dict[Kind, Needs]) -> dict[tuple[int, ...], int]:
+    def _picks(self, rank: int, needed: Iterable[Needs]) -> dict[tuple[int, ...], int]:
         model = self.model
-        groups = {group for each in needed.values() for _, group in each}
+        groups = {group for each in needed for _, group in each}
         if model.lowest_replica:
             return {group: group[0] for group in groups}
         pivot = rank * model.source_ranks // model.target_ranks

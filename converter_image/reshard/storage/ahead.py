@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from mmap import mmap
 from typing import TYPE_CHECKING
+
+from reshard.storage.fetched import Fetched, Range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,72 +31,66 @@ _LONGEST_REQUEST = 8 << 20
 # Number of files that are handled concurrently.
 _FILES = 8
 # Number of windows: one is read while the others are fetched.
-_WINDOWS = 4
+WINDOWS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
-    """A range of one file that is fetched with one request.
+class Window:
+    """Ranges that are fetched together. Reads with gaps of at most `gap` bytes between them are fetched with the gaps.
 
     Attributes:
-        file: number of the file.
-        start: offset of the first byte.
-        end: offset after the last byte.
+        nbytes: number of bytes to fetch.
     """
 
-    file: int
-    start: int
-    end: int
+    def __init__(self, gap: int = GAP_BYTES) -> None:
+        self.nbytes = 0
+        self._gap = gap
+        self._found: dict[int, list[tuple[int, int]]] = {}  # disjoint ranges of each file, in ascending order
+
+    def add(self, read: Read, most: int | None = None) -> bool:
+        """Add a read, unless the window would then exceed `most` bytes and already has some. Return whether it was added."""
+        file, start, length = read
+        found, end, gap = self._found.get(file, []), start + length, self._gap
+        first = last = len(found)
+        if found and start < found[-1][0]:  # nearly always `start` follows all ranges
+            last = bisect_right(found, end + gap, key=lambda r: r[0])
+        while first and found[first - 1][1] + gap >= start:
+            first -= 1
+        first = min(first, last)
+        parts = found[first:last]
+        start, end = min([start, *(a for a, _ in parts)]), max([end, *(b for _, b in parts)])
+        more = end - start - sum(b - a for a, b in parts)
+        if most is not None and self.nbytes and self.nbytes + more > most:
+            return False
+        found[first:last] = [(start, end)]
+        self._found[file] = found
+        self.nbytes += more
+        return True
+
+    def ranges(self) -> tuple[Range, ...]:
+        """Return the ranges of each file, in ascending order."""
+        return tuple(Range(file, start, end) for file, found in self._found.items() for start, end in found)
 
 
 def windows(reads: Iterable[Read], *, most: int, gap: int = GAP_BYTES) -> Iterator[tuple[Range, ...]]:
-    """Divide reads, in their order, into windows of at most `most` bytes.
-
-    In a window, reads with small gaps between them are fetched together. A longer read than `most` gets a separate window.
+    """Divide reads, in their order, into windows of at most `most` bytes. A longer read gets a separate window.
 
     >>> list(windows([(0, 0, 10), (1, 0, 10), (0, 12, 8), (0, 90, 10)], most=30, gap=4))
     [(Range(file=0, start=0, end=20), Range(file=1, start=0, end=10)), (Range(file=0, start=90, end=100),)]
     """
-    window: dict[int, list[tuple[int, int]]] = {}
-    total = 0
-    for file, offset, length in reads:
-        found = window.get(file, [])
-        first, last, whole = _joined(found, offset, offset + length, gap)
-        more = whole[1] - whole[0] - sum(end - start for start, end in found[first:last])
-        if total and total + more > most:
-            yield _ranges(window)
-            window, total = {}, 0
-            found, first, last, whole, more = [], 0, 0, (offset, offset + length), length
-        found[first:last] = [whole]
-        window[file] = found
-        total += more
-    if total:
-        yield _ranges(window)
-
-
-def _joined(found: list[tuple[int, int]], start: int, end: int, gap: int) -> tuple[int, int, tuple[int, int]]:
-    """Merge a range with neighbouring ranges across small gaps. Return the slice of merged ranges, and the new range.
-
-    The ranges in `found` are disjoint and in ascending order.
-    """
-    first = last = len(found)
-    if found and start < found[-1][0]:  # nearly always `start` follows all ranges
-        last = bisect_right(found, end + gap, key=lambda r: r[0])
-    while first and found[first - 1][1] + gap >= start:
-        first -= 1
-    first = min(first, last)
-    parts = found[first:last]
-    return first, last, (min([start, *(a for a, _ in parts)]), max([end, *(b for _, b in parts)]))
-
-
-def _ranges(window: dict[int, list[tuple[int, int]]]) -> tuple[Range, ...]:
-    return tuple(Range(file, start, end) for file, found in window.items() for start, end in found)
+    window = Window(gap)
+    for read in reads:
+        if not window.add(read, most):
+            yield window.ranges()
+            window = Window(gap)
+            window.add(read)
+    if window.nbytes:
+        yield window.ranges()
 
 
 def requests(reads: Iterable[Read], memory: int) -> int:
     """Return the number of requests that fetch these reads."""
-    longest = _longest_request(memory)
-    return sum(-(-(r.end - r.start) // longest) for window in windows(reads, most=memory // _WINDOWS) for r in window)
+    longest = longest_request(memory)
+    return sum(-(-(r.end - r.start) // longest) for window in windows(reads, most=memory // WINDOWS) for r in window)
 
 
 def files_at_once(workers: int, *, remote: bool) -> int:
@@ -103,44 +98,21 @@ def files_at_once(workers: int, *, remote: bool) -> int:
     return max(workers, _FILES) if remote else workers
 
 
-def _longest_request(memory: int) -> int:
-    return min(_LONGEST_REQUEST, memory // _WINDOWS)
-
-
-@dataclass(slots=True)
-class _Fetched:
-    """A window that is being fetched: the ranges of each file, their offsets in memory, and the requests."""
-
-    memory: mmap
-    starts: dict[int, list[int]] = field(default_factory=dict)
-    ranges: dict[int, list[tuple[Range, int, list[Future[None]]]]] = field(default_factory=dict)
-
-    def copy(self, file: int, offset: int, view: memoryview, request_bytes: int) -> bool:
-        """Fill `view` when the bytes have been fetched. Return whether this window contains them."""
-        position = bisect_right(self.starts.get(file, ()), offset) - 1
-        if position < 0:
-            return False
-        found, at, requests = self.ranges[file][position]
-        end = offset + len(view)
-        if end > found.end:
-            return False
-        first, last = offset - found.start, end - found.start
-        for request in requests[first // request_bytes : -(-last // request_bytes)]:
-            request.result()
-        view[:] = memoryview(self.memory)[at + first : at + last]
-        return True
+def longest_request(memory: int) -> int:
+    """Return the length of the longest request that prefetches with this memory."""
+    return min(_LONGEST_REQUEST, memory // WINDOWS)
 
 
 class Ahead:
     """Fetches the reads of one thread a few windows ahead."""
 
     def __init__(self, reads: Iterable[Read], opened: Callable[[int], Reader], memory: int) -> None:
-        self._window_bytes = memory // _WINDOWS
-        self._request_bytes = _longest_request(memory)
+        self._window_bytes = memory // WINDOWS
+        self._request_bytes = longest_request(memory)
         self._left = windows(reads, most=self._window_bytes)
         self._opened = opened
         self._pool = ThreadPoolExecutor(memory // self._request_bytes, thread_name_prefix="reshard-fetch")
-        self._fetched: deque[_Fetched] = deque()
+        self._fetched: deque[Fetched] = deque()
         self._idle: list[mmap] = []  # own pages, which return to the system: a heap would keep and fragment them
 
     def reader(self, file: int) -> Reader:
@@ -151,7 +123,8 @@ class Ahead:
         """Fill `view` with the bytes of a file from `offset`, and release the windows before it."""
         self._fetch()
         for passed, window in enumerate(self._fetched):
-            if window.copy(file, offset, view, self._request_bytes):
+            if (found := window.view(file, offset, len(view))) is not None:
+                view[:] = found
                 for _ in range(passed):
                     self._let_go()
                 return
@@ -166,35 +139,19 @@ class Ahead:
         self._idle.clear()
 
     def _fetch(self) -> None:
-        while len(self._fetched) < _WINDOWS and (window := next(self._left, None)) is not None:
+        while len(self._fetched) < WINDOWS and (window := next(self._left, None)) is not None:
             total = sum(r.end - r.start for r in window)
-            if total > self._window_bytes:
-                memory = mmap(-1, total)
-            else:
-                memory = self._idle.pop() if self._idle else mmap(-1, self._window_bytes)
-            fetched, at = _Fetched(memory), 0
-            for found in sorted(window, key=lambda r: (r.file, r.start)):
-                requests = [
-                    self._pool.submit(self._request, found, a, memoryview(memory)[at + a - found.start :])
-                    for a in range(found.start, found.end, self._request_bytes)
-                ]
-                fetched.starts.setdefault(found.file, []).append(found.start)
-                fetched.ranges.setdefault(found.file, []).append((found, at, requests))
-                at += found.end - found.start
-            self._fetched.append(fetched)
+            idle = self._idle and total <= self._window_bytes
+            memory = self._idle.pop() if idle else mmap(-1, max(total, self._window_bytes))
+            self._fetched.append(Fetched(window, memory, self._request, self._pool, longest=self._request_bytes))
 
-    def _request(self, found: Range, start: int, view: memoryview) -> None:
-        length = min(self._request_bytes, found.end - start)
-        self._opened(found.file).read_into(view[:length], start)
+    def _request(self, file: int, view: memoryview, offset: int) -> None:
+        self._opened(file).read_into(view, offset)
 
     def _let_go(self) -> None:
-        """Release the oldest window. Wait for its pending requests, which must not write into memory that is reused."""
+        """Release the oldest window."""
         window = self._fetched.popleft()
-        for found in window.ranges.values():
-            for _, _, requests in found:
-                for request in requests:
-                    if not request.cancel():
-                        request.exception()
+        window.close()
         if len(window.memory) == self._window_bytes:
             self._idle.append(window.memory)
 

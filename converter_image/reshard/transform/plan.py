@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from reshard.engine.content import requests_of
 from reshard.engine.memory import budget, default_workers, memory_bytes
-from reshard.engine.rankfile import requests_of
 from reshard.engine.task import summary_of
 from reshard.progress import Cancellation, Silent
 from reshard.target.lock import writing
@@ -14,6 +14,7 @@ from reshard.telemetry import durations, operation, phase
 from reshard.transform.checks import open_target, with_output
 from reshard.transform.inputs import Inputs
 from reshard.transform.preflight import run_preflight
+from reshard.transform.ranks import passes_of
 from reshard.transform.start import start
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def plan_transform(
         task.source,
         target.store,
         preflight.sizes.values(),
+        passes=passes_of(task, target.store, task.scope),
         copies=summary.most_copies,
         decrypts=request.decryption is not None,
         encrypts=request.encryption is not None,

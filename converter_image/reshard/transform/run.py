@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from reshard.engine.memory import budget, default_workers, peak_rss_bytes
+from reshard.engine.memory import default_workers, peak_rss_bytes
 from reshard.engine.notes import some
-from reshard.engine.rankfile import Guard, Written, content_of, write_rank
+from reshard.engine.rankfile import Run, content_of
 from reshard.errors import AccessError, DataError, LockedError, MissingInputError, RequestError
 from reshard.plan import bytes_needed
 from reshard.progress import Cancellation, Silent
@@ -27,6 +25,7 @@ from reshard.transform.documents import documents_of
 from reshard.transform.identify import record_versions
 from reshard.transform.inputs import Inputs
 from reshard.transform.preflight import run_preflight, unfinished
+from reshard.transform.ranks import write_ranks
 from reshard.transform.start import start
 from reshard.transform.unchanged import find_complete
 
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from reshard.checkpoint.manifest import Manifest
+    from reshard.engine.rankfile import Written
     from reshard.engine.task import Task
     from reshard.progress import Progress
     from reshard.spec.request import Request
@@ -287,9 +287,17 @@ def _carry_out(
         _make_room(preflight, document, snapshot, left, alone=shared is None and task.stage is None)
         progress.begin("Resharding", sum(preflight.sizes[rank] for rank in left), "bytes")
         # A failed rank cancels the others, but not the caller's cancellation, so that the caller can try again with it.
-        guard = Guard(lambda: _check_ours(state, check_lock), Cancellation(cancellation), str(this_process()))
+        run = Run(
+            task,
+            state,
+            staged=document.staged,
+            writer=str(this_process()),
+            check_lock=lambda: _check_ours(state, check_lock),
+            cancellation=Cancellation(cancellation),
+            progress=progress,
+        )
         with phase("write_ranks", ranks=len(left)) as measured:
-            written = _write_ranks(task, state, left, document, workers, progress, guard)
+            written = write_ranks(run, left, workers)
             records = [each.record for each in written]
             content = content_of(records)
             bytes_written = sum(record.size for record in records)
@@ -377,31 +385,3 @@ def _notes(task: Task, manifest: Manifest | None) -> tuple[str, ...]:
     names = sorted(set(manifest.inconsistent_replicas) - task.model.inconsistent_replicas)
     inconsistent = f"copies of these parameters differ between stages; those of the first stage are used: {some(names)}"
     return (*final_notes(manifest), *([inconsistent] if names else []))
-
-
-def _write_ranks(
-    task: Task,
-    state: TaskState,
-    ranks: tuple[int, ...],
-    document: TaskRecord,
-    workers: int,
-    progress: Progress,
-    guard: Guard,
-) -> list[Written]:
-    """Write these ranks, some at a time. The first failure cancels the others. Finished ranks are kept."""
-    share = budget(min(workers, max(1, len(ranks))))
-    with ThreadPoolExecutor(workers, thread_name_prefix="reshard-rank") as pool:
-        futures = [
-            pool.submit(
-                copy_context().run,  # the context of this operation
-                partial(write_rank, task, state, rank, staged=document.staged, budget=share, progress=progress, guard=guard),
-            )
-            for rank in ranks
-        ]
-        try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            return [future.result() for future in (futures if len(done) == len(futures) else done)]
-        except BaseException:
-            guard.cancellation.cancel()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise

@@ -1,0 +1,304 @@
+"""Produce the contents of files: of one rank alone, or of several in one pass over the source."""
+
+from __future__ import annotations
+
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from zlib_ng import zlib_ng
+
+from reshard.checkpoint.crc import NamedContents
+from reshard.checkpoint.encryption import Encryptor
+from reshard.checkpoint.output import Checksum, Span
+from reshard.engine.bands import batches
+from reshard.engine.cast import Losses
+from reshard.engine.execute import carry_out
+from reshard.engine.moves import TILE_BYTES, FileMoves, length_of, moves, reads
+from reshard.engine.passes import Sink, carry_out_together
+from reshard.engine.servercopy import parts, split
+from reshard.plan import prove
+from reshard.progress import Cancellation, Silent
+from reshard.storage.ahead import requests
+from reshard.storage.digest import ContentDigest
+from reshard.storage.traffic import Meter, Traffic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from reshard.checkpoint.output import Piece
+    from reshard.engine.bands import Batch
+    from reshard.engine.gather import SourceFiles
+    from reshard.engine.memory import Budget, PassBudget
+    from reshard.engine.moves import Move
+    from reshard.engine.task import Task
+    from reshard.formats.protocol import OutputFormat
+    from reshard.plan import Parameter, RankPlan
+    from reshard.progress import Progress
+    from reshard.storage.protocol import PartLimits, Store, Writer
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """The conditions for producing a rank's file.
+
+    Attributes:
+        content: meter of what is fetched of the source's tensors, without checks.
+        losses: counters of the elements that casts change.
+        progress: receiver of the progress.
+        cancellation: object that cancels the work from another thread.
+        ahead: number of bytes of the source that may be prefetched.
+    """
+
+    content: Meter = field(default_factory=Meter)
+    losses: Losses = field(default_factory=Losses)
+    progress: Progress = field(default_factory=Silent)
+    cancellation: Cancellation = field(default_factory=Cancellation)
+    ahead: int = 0
+
+
+class Content:
+    """Passes the content of a file on to its writer, or to those of several equal files: encrypted, and with its CRC32.
+
+    Args:
+        task: task of the transform.
+        writers: writers of the files.
+        conditions: conditions for producing the content.
+    """
+
+    def __init__(self, task: Task, writers: Sequence[Writer], conditions: Conditions) -> None:
+        self._tail = _Tail(task.output, wanted=task.request.options.crc)
+        self._writers, self._conditions = writers, conditions
+        self._digest = ContentDigest()
+        self._encryptor = None if task.cipher is None else Encryptor(task.cipher, self._put)
+
+    def emit(self, part: memoryview | bytes) -> None:
+        """Pass on the next part."""
+        self._conditions.cancellation.check()
+        self._tail.update(part)
+        if self._encryptor is None:
+            self._put(part)
+        else:
+            self._encryptor.update(part)
+
+    def finish(self) -> str:
+        """Pass on what follows the last part. Return the digest of the file."""
+        if trailer := self._tail.content():
+            self.emit(trailer)
+        if self._encryptor is not None:
+            self._encryptor.finish()
+        return str(self._digest)
+
+    def _put(self, part: memoryview | bytes) -> None:
+        self._digest.update(part)
+        for writer in self._writers:
+            writer.write(part)
+            self._conditions.progress.advance(len(part))
+
+
+class _Tail:
+    """The CRC32 of a whole file at its end, if it is requested and the format has it there."""
+
+    def __init__(self, output: OutputFormat, *, wanted: bool) -> None:
+        self._output = output
+        self._at_end = wanted and output.crc == "Trailer"
+        self.in_header = wanted and output.crc == "Header"
+        self._crc = 0
+
+    def update(self, part: memoryview | bytes) -> None:
+        if self._at_end:
+            self._crc = zlib_ng.crc32(part, self._crc)
+
+    def content(self) -> bytes:
+        return self._output.trailer(self._crc) if self._at_end else b""
+
+
+def assemble(task: Task, plan: RankPlan, writer: Writer, conditions: Conditions, limits: PartLimits) -> str:
+    """Assemble a rank's file from parts that the server copies and parts that are sent. Return the digest, or "".
+
+    The digest is "" if the server copied any part. `limits` are those of the writer's store. For other arguments and errors, see
+    `produce`.
+    """
+    laid_out = list(split(moves(plan, task.pieces(plan.rank))))
+    if any(isinstance(move, Checksum) for move in laid_out):  # they require the content to pass through this process
+        return produce(task, plan, writer, conditions)
+    planned = parts(laid_out, limits)
+    if planned is None or all(part.rank is None for part in planned):
+        return produce(task, plan, writer, conditions)
+    prove(plan)
+
+    def emit(content: memoryview) -> None:
+        conditions.cancellation.check()
+        writer.write(content)
+        conditions.progress.advance(len(content))
+
+    with closing(task.source_files(conditions.content)) as files:
+        sent = (move for part in planned if part.rank is None for move in laid_out[part.first : part.end])
+        files.expect(reads(sent), conditions.ahead)
+        for part in planned:
+            if part.rank is None:
+                carry_out([*laid_out[part.first : part.end], None], files, emit, conditions.losses)
+                if part is not planned[-1]:
+                    writer.cut()
+            else:
+                conditions.cancellation.check()
+                writer.copy(files.reader(part.rank), part.offset, part.nbytes, conditions.content)
+                conditions.progress.advance(part.nbytes)
+    return ""
+
+
+def requests_of(task: Task, target: Store, rank: int, budget: Budget) -> int:
+    """Return the number of requests to object stores for the content of a rank's file, without its verification."""
+    fetched = 0
+    if task.source.remote:
+        fetched = requests(reads(moves(task.planner.plan(rank), task.pieces(rank))), budget.ahead)
+    return fetched + target.write_cost(task.file_size(rank), budget.upload).requests
+
+
+def produce(task: Task, plan: RankPlan, writer: Writer, conditions: Conditions) -> str:
+    """Write the content of one target rank's file. Return its digest.
+
+    Args:
+        task: task of the transform.
+        plan: plan of the rank.
+        writer: writer of the file.
+        conditions: conditions for producing the file.
+
+    Raises:
+        ReshardError: the source cannot be read or has changed, or the file cannot be written.
+    """
+    prove(plan)
+    content, crc = Content(task, [writer], conditions), None
+    with closing(task.source_files(conditions.content)) as files:
+        if _has_sum_in_header(task):
+            found = _HeaderSum(plan, conditions.cancellation)
+            files.expect(reads(moves(plan, found.spans)), conditions.ahead)
+            carry_out(moves(plan, found.spans), files, found.emit)
+            crc = found.crc
+        files.expect(reads(moves(plan, task.pieces(plan.rank, crc))), conditions.ahead)
+        overlap = plan.written_nbytes > TILE_BYTES
+        steps = _until_cancelled(moves(plan, task.pieces(plan.rank, crc)), conditions.cancellation)
+        carry_out(steps, files, content.emit, conditions.losses, overlap=overlap)
+        digest = content.finish()
+        files.check_unchanged()
+    return digest
+
+
+def _until_cancelled(steps: Iterable[Move], cancellation: Cancellation) -> Iterator[Move]:
+    """Yield moves, and check after each tile whether the work was cancelled."""
+    for step in steps:
+        if step is None:
+            cancellation.check()
+        yield step
+
+
+class Shared(NamedTuple):
+    """One of several contents that are produced in one pass.
+
+    Attributes:
+        plan: plan of the rank, or of the first of several ranks whose files are equal.
+        opened: context in which the content is produced. It yields a callback with the next part, whose buffer is reused after it
+            returns. After the last part, the context ends.
+        losses: counters of the elements that casts change.
+        fetched: callback with what will be fetched for this content. What several of them use is divided among them.
+    """
+
+    plan: RankPlan
+    opened: AbstractContextManager[Callable[[memoryview], None]]
+    losses: Losses
+    fetched: Callable[[Traffic], None] = lambda _: None
+
+
+def produce_together(
+    task: Task, contents: Sequence[Shared], files: SourceFiles, cancellation: Cancellation, budget: PassBudget
+) -> None:
+    """Produce several contents in one pass over the source, which reads each byte that they need once.
+
+    A CRC32 in the header of a safetensors file takes another pass before it.
+
+    Raises:
+        ReshardError: the source cannot be read or has changed, or a file cannot be written. No file is complete that was not
+            complete before.
+    """
+    for content in contents:
+        prove(content.plan)
+    crcs: Sequence[int | None] = [None] * len(contents)
+    if _has_sum_in_header(task):
+        sums = [_HeaderSum(content.plan, cancellation) for content in contents]
+        by_name = sorted(task.model.parameters, key=lambda parameter: parameter.name)
+        summed = [
+            content._replace(opened=nullcontext(each.emit), losses=Losses()) for content, each in zip(contents, sums, strict=True)
+        ]
+        _carry_out(summed, [each.spans for each in sums], by_name, files, budget)
+        crcs = [each.crc for each in sums]
+    pieces = [task.pieces(content.plan.rank, crc) for content, crc in zip(contents, crcs, strict=True)]
+    _carry_out(contents, pieces, task.model.parameters, files, budget)
+
+
+def _carry_out(
+    contents: Sequence[Shared],
+    pieces: Sequence[Iterable[Piece]],
+    parameters: Iterable[Parameter],
+    files: SourceFiles,
+    budget: PassBudget,
+) -> None:
+    """Produce these pieces of the contents, which contain the parameters in this order."""
+    steps = [FileMoves(content.plan, each, budget.tile) for content, each in zip(contents, pieces, strict=True)]
+    sinks = [Sink(content.opened, content.losses) for content in contents]
+    found = batches(steps, parameters, budget.batch, budget.gap)
+    carry_out_together(_counted(found, contents, budget.longest), files, sinks, budget)
+
+
+def _counted(found: Iterable[Batch], contents: Sequence[Shared], longest: int) -> Iterator[Batch]:
+    """Yield batches, and divide what is fetched for each of them among the contents that use it."""
+    for batch in found:
+        lengths = [each.end - each.start for each in batch.ranges]
+        fetched = Traffic(sum(lengths), sum(-(-length // longest) for length in lengths))
+        shares = fetched.divided([sum(map(length_of, moves)) for _, moves in batch.moves])
+        for (number, _), share in zip(batch.moves, shares, strict=True):
+            contents[number].fetched(share)
+        yield batch
+
+
+def _has_sum_in_header(task: Task) -> bool:
+    return task.request.options.crc and task.output.crc == "Header"
+
+
+class _HeaderSum:
+    """The CRC32 for a safetensors header. It precedes the contents, so this takes a separate pass over the source.
+
+    Attributes:
+        spans: contents of the tensors, in the order of the sum.
+    """
+
+    def __init__(self, plan: RankPlan, cancellation: Cancellation) -> None:
+        numbers = sorted(range(len(plan.parameters)), key=lambda i: plan.parameters[i].name)
+        self.spans = [Span(number, 0, plan.tensors[number].written_nbytes) for number in numbers]
+        self._plan, self._cancellation = plan, cancellation
+        self._found = NamedContents()
+        self._following = iter(self.spans)
+        self._left = 0  # bytes of the current tensor
+
+    def emit(self, part: memoryview) -> None:
+        """Add the next part of the contents. No part of a scalar follows another one."""
+        self._cancellation.check()
+        while part:
+            while not self._left:
+                self._begin(next(self._following))
+            n = min(self._left, len(part))
+            self._found.update(part[:n])
+            self._left -= n
+            part = part[n:]
+
+    @property
+    def crc(self) -> int:
+        """The CRC32, after the last part."""
+        for span in self._following:  # without content
+            self._begin(span)
+        return self._found.crc
+
+    def _begin(self, span: Span) -> None:
+        tensor = self._plan.tensors[span.tensor]
+        self._found.begin(tensor.parameter.name, tensor.parameter.target_dtype, tensor.shape)
+        self._left = span.length

@@ -1,0 +1,225 @@
+"""Make several files in one pass over the source: fetch each batch once, and scatter it to the files."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from mmap import mmap
+from typing import TYPE_CHECKING
+
+from reshard.engine.execute import Producer
+from reshard.engine.gather import Gatherer
+from reshard.storage.fetched import Fetched
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from contextlib import AbstractContextManager
+
+    from reshard.engine.bands import Batch
+    from reshard.engine.cast import Losses
+    from reshard.engine.gather import SourceFiles
+    from reshard.engine.memory import PassBudget
+    from reshard.engine.moves import Move
+    from reshard.storage.protocol import Reader
+
+
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """Where the content of one file goes.
+
+    Attributes:
+        opened: context in which the file is written. It yields a callback with the next part of the file, whose buffer is reused
+            after it returns. The file is complete when the context ends without an error.
+        losses: counters of the elements that casts change.
+    """
+
+    opened: AbstractContextManager[Callable[[memoryview], None]]
+    losses: Losses
+
+
+def carry_out_together(batches: Iterable[Batch], files: SourceFiles, sinks: Sequence[Sink], budget: PassBudget) -> None:
+    """Carry out the batches of a pass. Each sink gets its parts in order, and is called by one thread at a time.
+
+    Raises:
+        DataError, StorageError: the source cannot be read.
+        Exception: a sink failed. No sink is called again.
+    """
+    with (
+        ThreadPoolExecutor(budget.fetchers, thread_name_prefix="reshard-fetch") as fetchers,
+        ThreadPoolExecutor(budget.workers, thread_name_prefix="reshard-write") as workers,
+    ):
+        running = _Pass(files, sinks, budget, fetchers, workers)
+        try:
+            for batch in batches:
+                running.start(batch)
+        except BaseException as error:  # noqa: BLE001 - `end` raises it
+            running.fail(error)
+        running.end()
+
+
+class _Pass:
+    """The batches in memory, and the files that are made of them."""
+
+    def __init__(
+        self,
+        files: SourceFiles,
+        sinks: Sequence[Sink],
+        budget: PassBudget,
+        fetchers: ThreadPoolExecutor,
+        workers: ThreadPoolExecutor,
+    ) -> None:
+        self._files, self._budget, self._fetchers = files, budget, fetchers
+        self._outputs = [_Output(files, sink, budget.tile) for sink in sinks]
+        self._queues = [_Queue(workers) for _ in sinks]
+        self._room = threading.Semaphore(budget.batches)
+        self._idle: list[mmap] = []  # own pages, which return to the system
+        self._failure: BaseException | None = None
+
+    def start(self, batch: Batch) -> None:
+        """Fetch a batch and carry out its moves in other threads, as soon as there is memory for it.
+
+        Raises:
+            Exception: an earlier batch failed.
+        """
+        self._room.acquire()
+        if self._failure is not None:
+            self._room.release()
+            raise self._failure
+        budget, total = self._budget, sum(r.end - r.start for r in batch.ranges)
+        memory = self._idle.pop() if self._idle and total <= budget.batch else mmap(-1, max(total, budget.batch))
+        fetched = Fetched(batch.ranges, memory, self._fetch, self._fetchers, longest=budget.longest, grouped=budget.grouped)
+        users = _Users(len(batch.moves), partial(self._release, fetched))
+        for number, moves in batch.moves:
+            self._queues[number].add(partial(self._use, number, moves, fetched, users, last=number in batch.ended))
+
+    def fail(self, error: BaseException) -> None:
+        """Skip everything that has not started. The first failure is kept."""
+        self._failure = self._failure or error
+
+    def end(self) -> None:
+        """Wait until all batches were carried out.
+
+        Raises:
+            Exception: a batch failed.
+        """
+        for _ in range(self._budget.batches):
+            self._room.acquire()
+        if self._failure is not None:
+            for output in self._outputs:
+                output.abort(self._failure)
+            raise self._failure
+
+    def _use(self, number: int, moves: Sequence[Move], fetched: Fetched, users: _Users, *, last: bool) -> None:
+        try:
+            if self._failure is None:
+                self._outputs[number].carry_out(moves, fetched, last=last)
+        except BaseException as error:  # noqa: BLE001 - the thread that waits raises it
+            self.fail(error)
+        users.leave()
+
+    def _fetch(self, file: int, view: memoryview, offset: int) -> None:
+        self._files.reader(file).read_into(view, offset)
+
+    def _release(self, fetched: Fetched) -> None:
+        fetched.close()
+        if len(fetched.memory) == self._budget.batch:
+            self._idle.append(fetched.memory)
+        self._room.release()
+
+
+class _Users:
+    """Counts the users of something, and calls `release` after the last one has left."""
+
+    def __init__(self, count: int, release: Callable[[], None]) -> None:
+        self._left, self._release = count, release
+        self._lock = threading.Lock()
+
+    def leave(self) -> None:
+        """Stop using it."""
+        with self._lock:
+            self._left -= 1
+            last = not self._left
+        if last:
+            self._release()
+
+
+class _Queue:
+    """Work that threads of a pool do in order, one piece at a time."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._lock = threading.Lock()
+        self._runs = False
+
+    def add(self, work: Callable[[], None]) -> None:
+        """Add work, which must not raise an error."""
+        with self._lock:
+            self._waiting.append(work)
+            if not self._runs:
+                self._runs = True
+                self._pool.submit(self._run)
+
+    def _run(self) -> None:
+        """Do the next piece of work, and let other queues go first before the one after it."""
+        self._waiting.popleft()()
+        with self._lock:
+            self._runs = bool(self._waiting)
+            if self._runs:
+                self._pool.submit(self._run)
+
+
+class _Output:
+    """One file: the context in which it is written, its tile, and what is left to calculate for it."""
+
+    def __init__(self, files: SourceFiles, sink: Sink, tile_bytes: int) -> None:
+        self._sink, self._tile_bytes = sink, tile_bytes
+        self._stack = ExitStack()
+        self._emit: Callable[[memoryview], None] | None = None
+        self._batch = _BatchFiles(files)
+        self._producer = Producer(Gatherer(self._batch, tile_bytes), sink.losses)
+        self._tile, self._filled = memoryview(b""), 0
+
+    def carry_out(self, moves: Sequence[Move], fetched: Fetched, *, last: bool) -> None:
+        """Carry out the next moves, which use a batch. Complete the file if they are the last."""
+        if self._emit is None:
+            self._emit = self._stack.enter_context(self._sink.opened)
+            self._tile = memoryview(bytearray(self._tile_bytes))
+        self._batch.fetched = fetched
+        for move in moves:
+            if move is not None:
+                self._filled += self._producer.carry_out(move, self._tile, self._filled)
+                continue
+            self._producer.finish(self._tile)
+            if self._filled:
+                self._emit(self._tile[: self._filled])
+            self._filled = 0
+        self._producer.finish(self._tile)  # what it has left to read is in this batch
+        if last:
+            self._tile = memoryview(b"")
+            self._stack.close()
+
+    def abort(self, error: BaseException) -> None:
+        """Leave the context because of an error, unless the file is complete."""
+        with suppress(BaseException):  # which the caller raises
+            self._stack.__exit__(type(error), error, error.__traceback__)
+
+
+class _BatchFiles:
+    """The files of a source, of which a batch is in memory. Everything else is read on demand."""
+
+    def __init__(self, files: SourceFiles) -> None:
+        self.fetched: Fetched | None = None
+        self._files = files
+
+    def reader(self, rank: int) -> Reader:
+        """See `OpenFiles.reader`."""
+        return self._files.reader(rank)
+
+    def view(self, rank: int, offset: int, length: int) -> memoryview | None:
+        """See `OpenFiles.view`."""
+        return None if self.fetched is None else self.fetched.view(rank, offset, length)

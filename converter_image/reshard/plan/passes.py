@@ -1,0 +1,186 @@
+"""Divide target ranks among passes over the source: ranks that need the same bytes are written together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+from reshard.checkpoint.dtypes import DTYPES
+from reshard.layout import cell_box
+from reshard.layout.box import contiguous_runs
+from reshard.plan.distinct import bytes_needed
+from reshard.plan.model import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from reshard.plan.geometry import Cell
+    from reshard.plan.model import Kind
+    from reshard.plan.rank import Planner
+
+    Cells = tuple[tuple[int, ...], ...]
+
+# A pass copies each byte once more in memory, so it must save at least this share of what its ranks read one by one,
+_LEAST_SAVED = 0.02
+# or join the short runs of at least this share.
+_LEAST_JOINED = 0.1
+# What two ranks have in common does not connect them if it is less than this share of a file.
+_LEAST_COMMON = 0.005
+# Two ranks that read short runs of a slice nearly always have one of the first slices in common.
+_SLICES = 64
+
+
+class Limits(NamedTuple):
+    """Limits of a pass.
+
+    Attributes:
+        files: maximum number of files that are written at the same time.
+        tensors: maximum number of their tensors, and of the shards of which these consist, together.
+        equal: whether equal files count as one.
+        few: number of files up to which passes that share nothing are joined, so that several files are written at the same time.
+        run: length of a contiguous read in bytes from which on it costs little to read it separately.
+    """
+
+    files: int
+    tensors: int
+    equal: bool
+    few: int
+    run: int
+
+
+def passes(planner: Planner, ranks: Iterable[int], limits: Limits) -> tuple[tuple[int, ...], ...]:
+    """Divide target ranks among as few passes as the limits allow. A rank that shares little with others has its own pass."""
+    found, alone, alike = list[list["_File"]](), list[int](), equal_files(planner, ranks)
+    if not limits.equal:
+        alike = [(rank,) for equal in alike for rank in equal]
+    for files in _connected([_File.of(planner, equal, limits.run) for equal in alike]):
+        most = max(1, min(limits.files, limits.tensors // max(1, *(file.tensors for file in files))))
+        count = -(-len(files) // most)
+        cuts = [len(files) * i // count for i in range(count + 1)]
+        for some in (files[a:b] for a, b in pairwise(cuts)):
+            if not _saves(planner, some):
+                alone += _ranks(some)
+            elif found and len(found[-1]) + len(some) <= min(limits.few, most):
+                found[-1] += some
+            else:
+                found.append(some)
+    return tuple(sorted([*map(_ranks, found), *((rank,) for rank in alone)]))
+
+
+def _ranks(files: Iterable[_File]) -> tuple[int, ...]:
+    return tuple(sorted(rank for file in files for rank in file.ranks))
+
+
+def equal_files(planner: Planner, ranks: Iterable[int]) -> list[tuple[int, ...]]:
+    """Divide target ranks into those whose files have the same tensors with the same content."""
+    found: dict[Hashable, list[int]] = defaultdict(list)
+    for rank in sorted(ranks):
+        found[_content(planner, rank)].append(rank)
+    return [tuple(equal) for equal in found.values()]
+
+
+def _content(planner: Planner, rank: int) -> Hashable:
+    """Return a key that is equal for ranks whose files have the same tensors with the same content."""
+    if planner.model.same or planner.divides:
+        return rank
+    stage, local = divmod(rank, planner.model.target_devices)
+    kinds = planner.members(rank)
+    cells = tuple(layout.cells[local] for layout in dict.fromkeys(kind.target for kind in kinds))
+    return stage, cells, tuple(copy for kind in kinds if (copy := _copy(planner, kind, rank)) is not None)
+
+
+def _copy(planner: Planner, kind: Kind, rank: int) -> Hashable:
+    """Return the source ranks whose copies a target rank gets, if other ranks may get others."""
+    own = kind.per_rank or kind.role is Role.OWN
+    return tuple(ranks for _, ranks in planner.needs(kind, rank)) if own else None
+
+
+class _File(NamedTuple):
+    """Ranks whose files are equal, and what these files may have in common with others.
+
+    Attributes:
+        ranks: the ranks, in ascending order.
+        place: position among files that have much in common: the stage, and the cells of its slices, largest parameters first.
+        tensors: number of tensors, and of the shards of which they consist.
+        nbytes: bytes of the source that the file needs.
+        slices: slices of parameters.
+        runs: source slices of which the file needs short runs, with the number of their bytes.
+    """
+
+    ranks: tuple[int, ...]
+    place: tuple[int, Cells]
+    tensors: int
+    nbytes: int
+    slices: frozenset[Hashable]
+    runs: dict[Hashable, int]
+
+    @classmethod
+    def of(cls, planner: Planner, ranks: tuple[int, ...], run: int) -> _File:
+        """Return the file of these ranks. Reads of less than `run` bytes are short."""
+        rank = ranks[0]
+        stage, local = divmod(rank, planner.model.target_devices)
+        members = planner.members(rank)
+        sizes = {kind: kind.nbytes_at(local) * len(numbers) for kind, numbers in members.items()}
+        nbytes = sum(sizes.values())
+        slices, runs = set[Hashable](), dict[Hashable, int]()
+        large = [kind for kind in sizes if sizes[kind] and sizes[kind] >= nbytes * _LEAST_COMMON]
+        for kind in large:
+            slices.add((kind, kind.target.cells[local], _copy(planner, kind, rank)))
+            needs = planner.needs(kind, rank)[:_SLICES]
+            if _has_short_runs(kind, local, needs[0][0], run):
+                runs |= {(kind, cell): sizes[kind] // len(needs) for cell, _ in needs}
+        layouts = dict.fromkeys(kind.target for kind in sorted(large, key=lambda kind: -sizes[kind]))
+        place = stage, tuple(layout.cells[local] for layout in layouts)
+        tensors = sum(map(len, members.values()))
+        tensors += sum(len(planner.needs(kind, rank)) * len(members[kind]) for kind in members if kind.shards is not None)
+        return cls(ranks, place, tensors, nbytes, frozenset(slices), runs)
+
+
+def _has_short_runs(kind: Kind, local: int, cell: Cell, run: int) -> bool:
+    """Return whether a rank needs runs of a source slice that are shorter than `run` bytes, with gaps between them."""
+    if kind.shards is not None:
+        held = kind.shards.tiling.box(*cell)
+    else:
+        held = cell_box(kind.shape, kind.source.parts if kind.source is not None else (1,) * len(cell), cell)
+    common = held.intersect(kind.box(local))
+    if common is None:
+        return False
+    length, _ = contiguous_runs(held.shape, common.relative_to(held.start))
+    return length < common.size and length * DTYPES[kind.dtype].itemsize < run
+
+
+def _connected(files: Sequence[_File]) -> list[list[_File]]:
+    """Divide files into groups that have nothing in common. In each group, files with much in common are adjacent."""
+    leader = list(range(len(files)))
+
+    def leader_of(number: int) -> int:
+        while leader[number] != number:
+            leader[number] = number = leader[leader[number]]
+        return number
+
+    first: dict[Hashable, int] = {}
+    for number, file in enumerate(files):
+        for common in (*file.slices, *file.runs):
+            leader[leader_of(number)] = leader_of(first.setdefault(common, number))
+    found: dict[int, list[_File]] = defaultdict(list)
+    for number, file in enumerate(files):
+        found[leader_of(number)].append(file)
+    return [sorted(some, key=lambda file: file.place) for some in found.values()]
+
+
+def _saves(planner: Planner, files: Sequence[_File]) -> bool:
+    """Return whether a pass reads less than its ranks one by one, or in much longer runs."""
+    ranks = _ranks(files)
+    if len(ranks) < 2:
+        return False
+    needed = bytes_needed(planner, ranks)
+    if needed.total - needed.distinct >= needed.total * _LEAST_SAVED:
+        return True
+    users: dict[Hashable, int] = defaultdict(int)
+    for file in files:
+        for run in file.runs:
+            users[run] += 1
+    joined = sum(nbytes for file in files for run, nbytes in file.runs.items() if users[run] > 1)
+    return joined >= _LEAST_JOINED * sum(file.nbytes for file in files)

@@ -1,0 +1,59 @@
+"""Write several ranks: those that need the same bytes in one pass over the source, and the others one by one."""
+
+from __future__ import annotations
+
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextvars import copy_context
+from functools import partial
+from typing import TYPE_CHECKING
+
+from reshard.engine.memory import budget, pass_budget, pass_limits
+from reshard.engine.rankfile import write_rank, write_together
+from reshard.plan.passes import passes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reshard.engine.rankfile import Run, Written
+    from reshard.engine.task import Task
+    from reshard.storage.protocol import Store
+
+
+def passes_of(task: Task, target: Store, ranks: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Divide target ranks among passes over the source. Those that share nothing have a pass of their own."""
+    if len(ranks) < 2 or task.request.options.copy_mode == "Server":
+        return tuple((rank,) for rank in ranks)
+    sizes = task.file_sizes(ranks)
+    limits = pass_limits(task.source, target, max(sizes.values()), encrypts=task.cipher is not None)
+    return passes(task.planner, ranks, limits)
+
+
+def write_ranks(run: Run, ranks: Sequence[int], workers: int) -> list[Written]:
+    """Write these ranks. The first failure cancels the others. Finished ranks are kept."""
+    found = passes_of(run.task, run.state.target.store, ranks)
+    together, alone = [each for each in found if len(each) > 1], [rank for rank, *others in found if not others]
+    try:
+        written = [
+            each for some in together for each in write_together(run, some, pass_budget(len(some), workers, run.task.source))
+        ]
+        return written + _write_alone(run, alone, workers)
+    except BaseException:
+        run.cancellation.cancel()
+        raise
+
+
+def _write_alone(run: Run, ranks: Sequence[int], workers: int) -> list[Written]:
+    """Write these ranks one by one, some at a time."""
+    share = budget(min(workers, max(1, len(ranks))))
+    with ThreadPoolExecutor(workers, thread_name_prefix="reshard-rank") as pool:
+        futures = [
+            pool.submit(copy_context().run, partial(write_rank, run, rank, share))  # the context of this operation
+            for rank in ranks
+        ]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            return [future.result() for future in (futures if len(done) == len(futures) else done)]
+        except BaseException:
+            run.cancellation.cancel()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise

@@ -1,0 +1,32 @@
+"""One pass over the source for several ranks, against numpy slices of the whole tensor."""
+
+from __future__ import annotations
+
+import models
+import numpy as np
+import pytest
+import rawfiles
+from effort import examples
+from hypothesis import given
+from hypothesis import strategies as st
+from memory_tasks import task, together
+
+FORMATS = ["ckpt", "safetensors"]
+
+
+@pytest.mark.parametrize("source", FORMATS)
+@pytest.mark.parametrize("target", FORMATS)
+@examples(300)
+@given(model=models.models(), data=st.data())
+def test_a_pass_gives_every_rank_exactly_its_slices(source: str, target: str, model: models.Model, data: st.DataObject) -> None:
+    made, _ = task(model, source, target)
+    ranks = data.draw(st.lists(st.integers(0, model.target_ranks - 1), min_size=1, max_size=8, unique=True))
+    ranks = [rank for rank in ranks if target == "safetensors" or model.target(rank)]
+    batch, tile = data.draw(st.sampled_from([4096, 40000, 1 << 20])), data.draw(st.sampled_from([256, 4096, 1 << 20]))
+    for rank, content in zip(ranks, together(made, ranks, batch=batch, tile=tile), strict=True):
+        found, expected = rawfiles.read(target, content), model.target(rank)
+        assert found.keys() == expected.keys()
+        for name, array in expected.items():
+            assert found[name].shape == array.shape
+            assert found[name].dtype == array.dtype
+            assert found[name].tobytes() == np.ascontiguousarray(array).tobytes()

@@ -1,0 +1,65 @@
+"""Which ranks share a pass over the source."""
+
+from __future__ import annotations
+
+import models
+import pytest
+from effort import examples
+from hypothesis import given
+from hypothesis import strategies as st
+from memory_tasks import task
+
+from reshard.plan.passes import Limits, equal_files, passes
+
+COLUMNS = models.Cut((4,), ((), (0,))), models.Cut((8,), ((), (0,)))
+REPLICAS = models.Cut((4,), ((0,), ())), models.Cut((4, 2), ((0,), ()))
+ROWS = models.Cut((4,), ((0,), ())), models.Cut((8,), ((0,), ()))
+TO_COLUMNS = models.Cut((4,), ((0,), ())), models.Cut((8,), ((), (0,)))
+ALL = tuple(range(8))
+
+
+def planned(*cuts: tuple[models.Cut, models.Cut], limits: Limits) -> tuple[tuple[int, ...], ...]:
+    tensors = tuple(models.Tensor(f"w{i}", "Float32", (64, 512), a, 0, b, 0) for i, (a, b) in enumerate(cuts))
+    made, _ = task(models.Model(4, 1, 8, 1, tensors, 1, remove_redundancy=False), "safetensors", "safetensors")
+    return passes(made.planner, ALL, limits)
+
+
+@pytest.mark.parametrize(
+    ("cuts", "expected"),
+    [
+        ([COLUMNS], ((0, 1), (2, 3), (4, 5), (6, 7))),
+        ([REPLICAS], ((0, 2, 4, 6), (1, 3, 5, 7))),
+        ([ROWS], tuple((rank,) for rank in ALL)),
+        ([ROWS, TO_COLUMNS], (ALL,)),
+    ],
+)
+def test_ranks_that_need_the_same_bytes_share_a_pass(
+    cuts: list[tuple[models.Cut, models.Cut]], expected: tuple[tuple[int, ...], ...]
+) -> None:
+    assert planned(*cuts, limits=Limits(64, 1000, equal=True, few=1, run=64 << 10)) == expected
+
+
+def test_long_runs_are_read_by_each_rank() -> None:
+    assert planned(COLUMNS, limits=Limits(64, 1000, equal=True, few=1, run=256)) == tuple((rank,) for rank in ALL)
+
+
+def test_the_fewest_passes_are_made_and_neighbours_stay_together() -> None:
+    assert planned(TO_COLUMNS, limits=Limits(3, 1000, equal=True, few=1, run=64 << 10)) == ((0, 1), (2, 3, 4), (5, 6, 7))
+    assert planned(TO_COLUMNS, REPLICAS, limits=Limits(64, 8, equal=True, few=1, run=64 << 10)) == ((0, 2, 4, 6), (1, 3, 5, 7))
+    assert planned(COLUMNS, limits=Limits(64, 1000, equal=True, few=5, run=64 << 10)) == ((0, 1, 2, 3), (4, 5, 6, 7))
+    assert planned(REPLICAS, limits=Limits(1, 1000, equal=False, few=1, run=64 << 10)) == tuple((rank,) for rank in ALL)
+
+
+@examples(300)
+@given(model=models.models(16), files=st.integers(1, 20), tensors=st.integers(1, 200), few=st.integers(1, 8), equal=st.booleans())
+def test_every_rank_is_in_one_pass_within_the_limits(
+    model: models.Model, files: int, tensors: int, few: int, *, equal: bool
+) -> None:
+    made, _ = task(model, "safetensors", "safetensors")
+    ranks = tuple(range(model.target_ranks))
+    found = passes(made.planner, ranks, Limits(files, tensors, equal=equal, few=few, run=64 << 10))
+    assert sorted(rank for some in found for rank in some) == list(ranks)
+    for some in found:
+        count = len(equal_files(made.planner, some)) if equal else len(some)
+        assert count <= files
+        assert count == 1 or max(len(made.planner.parameters(rank)) for rank in some) * count <= tensors
