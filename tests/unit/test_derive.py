@@ -274,6 +274,15 @@ def test_a_field_that_contradicts_the_source_is_a_question() -> None:
     assert "derive.unsharded`" not in str(refused.error.fix)
 
 
+def test_the_unknown_size_of_an_absent_parameter_is_a_question() -> None:
+    tensors = {"adam_m.w": Whole("Float32", (16, 32))}  # its parameter has between 512 bytes and 8 kB
+    evidence = Evidence.of_strategy(Strategy(({"adam_m.w": Layout((8,), ((), ()))},), 8), "dp=2,tp=4", tensors, "f")
+    document = layout_file("dp=4,tp=2", [], zero=True, derive={"sourceMesh": "dp=2,tp=4", "unsharded": []})
+    (refused,) = derive(document, tensors, "f", [evidence]).refused
+    assert "does not show whether optimizer parallelism divides it" in refused.error.what
+    assert "derive.unsharded" not in str(refused.error)
+
+
 def test_all_shapes_that_the_target_does_not_divide_are_in_one_message() -> None:
     tensors = {"a.weight": Whole("Float32", (8, 5)), "b.weight": Whole("Float32", (6, 8)), "c.weight": Whole("Float32", (12, 3))}
     layouts = {name: Layout((2, 2), ((0,), ())) for name in tensors}

@@ -58,7 +58,7 @@ expertMesh: edp=128,ep=8
 aliases: {all: [dp, tp], none: []}
 zero: {axes: dp}
 uneven: true
-derive: {sourceMesh: "dp=2,tp=4"}
+derive: {sourceMesh: "dp=2,tp=4", sourceExpertMesh: "edp=4,ep=2", experts: experts.*, replicated: dp, unsharded: ["*norm*"]}
 rules:
 - {match: experts.*, shard: {0: ep}, zero: {size: 2}, uneven: false}
 - {match: [a.*, b.*], shard: {1: tp}, order: [tp, dp]}
@@ -66,6 +66,8 @@ rules:
     )
     text, _ = printed("show")
     for part in ("edp=128, ep=8", "dp x tp", "no axes", "dim 0 of every parameter by dp", "torch.chunk", "dp=2,tp=4", "ep 7"):
+        assert part in text
+    for part in ("experts.* by the mesh edp=4,ep=2", "no parameter by dp", "zero does not divide: *norm*"):
         assert part in text
     for part in ("among 2 ranks", "even", "order tp, dp", "a.*, b.*", "tp 15", ".."):
         assert part in text

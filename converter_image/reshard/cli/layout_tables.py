@@ -12,14 +12,14 @@ from reshard.cli import console
 from reshard.mesh.stages import LayerStages
 from reshard.mesh.summary import divisions, rank_bytes
 from reshard.pictures.captions import shape, size
-from reshard.spec.layout import axes_of
+from reshard.spec.layout import axes_of, patterns_in
 from reshard.spec.ranks import format_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from reshard.mesh.summary import Division
-    from reshard.spec.layout import LayoutDocument, LayoutRule, Zero
+    from reshard.spec.layout import Derivation, LayoutDocument, LayoutRule, Zero
     from reshard.transform.resolved import ResolvedCheckpoint
 
 _SHOWN_RANKS = 16  # rows and columns of the picture of a mesh
@@ -45,7 +45,7 @@ def show(document: LayoutDocument, *, as_json: bool) -> None:
     rows += [("state", ", ".join(document.state))] if document.state else []
     rows.append(("zero", "none" if document.zero is None else _zero(document.zero)))
     rows += [("uneven", "lengths that are not multiples of an axis are divided as torch.chunk does")] if document.uneven else []
-    rows += [("derived", f"from the source, whose mesh is {document.derive.source_mesh}")] if document.derive else []
+    rows += _derivation(document.derive) if document.derive else []
     console.table([("", "left"), ("", "left")], rows)
     _draw(document.axes)
     if document.expert_axes:
@@ -119,6 +119,15 @@ def _stages(document: LayoutDocument) -> list[tuple[str, str]]:
         here = tuple(layer for layer in range(layers.count) if layers.stage(layer) == stage) if layers else ()
         found.append((format_ranks(ranks), format_ranks(here) if here else ""))
     return found
+
+
+def _derivation(how: Derivation) -> list[tuple[str, str]]:
+    rows = [("derived", f"from the source, whose mesh is {how.source_mesh}")]
+    rows += [("", f"{', '.join(patterns_in(how.experts))} by the mesh {how.source_expert_mesh}")] if how.experts else []
+    rows += [("", f"no parameter by {', '.join(axes_of(how.replicated))}")] if how.replicated else []
+    if how.unsharded is not None:
+        rows.append(("", f"zero does not divide: {', '.join(patterns_in(how.unsharded)) or 'none'}"))
+    return rows
 
 
 def _sizes(axes: Mapping[str, int]) -> str:

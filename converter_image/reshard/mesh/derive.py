@@ -216,7 +216,7 @@ class _Task:
         stages = self._stages(name)
         is_sharded_open = any(len(each) > 1 for each in zeros)
         if not kind and is_sharded_open:
-            kind = "disputed" if self._flags(name) else "sharded"
+            kind = "disputed" if len(self._flags(name)) > 1 else "sharded"
         kind = kind or ("stage" if len(stages) > 1 else "")
         if not kind:
             return self._with_axes_of_zero(Derived(readings[0], zeros[0][0].zero, stages[0].stages, read.others))
