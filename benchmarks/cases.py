@@ -31,9 +31,9 @@ class Tensor:
     target: int
     dtype: str = "Float32"
 
-    def layout(self, ranks: int, dimension: int) -> Layout:
-        """The layout over so many ranks."""
-        return Layout((ranks,), tuple((0,) if i == dimension else () for i in range(len(self.shape))))
+    def layout(self, ranks: int, dimension: int, replicas: int = 1) -> Layout:
+        """The layout over so many ranks, of which `replicas` hold each slice."""
+        return Layout((replicas, ranks // replicas), tuple((0,) if i == dimension else () for i in range(len(self.shape))))
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Case:
     """A checkpoint, and the transform to measure.
 
     Attributes:
+        replicas: number of target ranks that hold each slice.
         work: `reshard` to other ranks, `unify` to unified safetensors, `load` from those to ranks, and from a distributed
             checkpoint of PyTorch to Hugging Face (`dcp-huggingface`) or to other ranks (`dcp-dcp`).
     """
@@ -52,6 +53,7 @@ class Case:
     target_ranks: int
     format: str = "safetensors"
     work: Literal["reshard", "unify", "load", "dcp-huggingface", "dcp-dcp"] = "reshard"
+    replicas: int = 1
 
     @property
     def nbytes(self) -> int:
@@ -92,6 +94,7 @@ CASES = (
     Case("llama-safetensors", "2.1 GB LLaMA-shaped, 8 -> 4, safetensors", LLAMA_2_GB, 8, 4),
     Case("llama-ckpt", "2.1 GB LLaMA-shaped, 8 -> 4, ckpt", LLAMA_2_GB, 8, 4, "ckpt"),
     Case("llama-large", "8.6 GB LLaMA-shaped, 8 -> 4, safetensors", llama(32, 2048, 5504, 128000), 8, 4),
+    Case("replicas", "2.1 GB LLaMA-shaped, 8 -> 32 with 4 replicas, 8.6 GB written", LLAMA_2_GB, 8, 32, replicas=4),
     Case("columns", "2.1 GB column cuts, 4 -> 8", tuple(Tensor(w, (8192, 8192), 1, 1) for w in SQUARES), 4, 8),
     Case(
         "rows-to-columns", "2.1 GB row cuts to column cuts, 4 -> 8", tuple(Tensor(w, (8192, 8192), 0, 1) for w in SQUARES), 4, 8
@@ -117,9 +120,9 @@ def make(case: Case, folder: Path) -> Path:
         return place
     print(f"making {case.what}", file=sys.stderr)
     place.mkdir(parents=True, exist_ok=True)
-    sides = (("source", case.source_ranks, "source"), ("target", case.target_ranks, "target"))
-    for side, ranks, attribute in sides:
-        layouts = {t.name: t.layout(ranks, getattr(t, attribute)) for t in case.tensors}
+    sides = (("source", case.source_ranks, 1), ("target", case.target_ranks, case.replicas))
+    for side, ranks, replicas in sides:
+        layouts = {t.name: t.layout(ranks, getattr(t, side), replicas) for t in case.tensors}
         (place / f"{side}.ckpt").write_bytes(dump(StrategyFile(side, {0: layouts}), "protobuf"))
     noise = np.random.default_rng(0).bytes((64 << 20) + 8)
     tensors = []
