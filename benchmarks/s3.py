@@ -1,7 +1,7 @@
 """`make bench-s3`: compare transforms from S3 to S3 with a copy of the same bytes by raw ranged GETs and multipart PUTs.
 
 Server, client and all measured run on this machine, and share its processors. With `--wire` the link between them is what limits
-both. Every round runs both in turn. All figures are medians.
+both, and with `--milliseconds` the time until each answer. Every round runs both in turn. All figures are medians.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from s3_server import Server, running
 
 from cases import CASES, make
+from latency import delayed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +80,7 @@ def reshard(server: Server, bucket: str, case: str, *more: str) -> dict[str, Any
     began = time.perf_counter()
     done = subprocess.run(
         [RESHARD, "transform", *sides, "--target", f"s3://{bucket}/out", "--verification", "none", "--json", *more],
-        env=os.environ | server.environment(),
+        env={name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | server.environment(),
         stdout=subprocess.PIPE,
         check=True,
     )
@@ -116,17 +117,17 @@ def clear(server: Server, bucket: str, prefix: str) -> None:
             client.delete_object(Bucket=bucket, Key=found["Key"])
 
 
-def measure(server: Server, bucket: str, case: Case, place: Path, runs: int, *more: str) -> dict[str, Any]:
-    """Measure both in turn."""
+def measure(server: Server, seen: Server, bucket: str, case: Case, place: Path, runs: int, *more: str) -> dict[str, Any]:
+    """Measure both in turn. They reach the server as `seen`, and the case is put there directly."""
     server.upload(bucket, place, case.name)
     raw, ours, raw_processor, our_processor, report = [], [], [], [], {}
     for _ in range(runs):
         began = _processor_seconds(resource.RUSAGE_SELF)
-        raw.append(raw_copy(server, bucket, case.name, case.target_ranks))
+        raw.append(raw_copy(seen, bucket, case.name, case.target_ranks))
         raw_processor.append(_processor_seconds(resource.RUSAGE_SELF) - began)
         clear(server, bucket, "raw/")
         began = _processor_seconds(resource.RUSAGE_CHILDREN)
-        report = reshard(server, bucket, case.name, *more)
+        report = reshard(seen, bucket, case.name, *more)
         ours.append(report["wall"])
         our_processor.append(_processor_seconds(resource.RUSAGE_CHILDREN) - began)
         clear(server, bucket, "out/")
@@ -137,6 +138,7 @@ def measure(server: Server, bucket: str, case: Case, place: Path, runs: int, *mo
         "speed_of_raw": round(statistics.median(a / b for a, b in zip(raw, ours, strict=True)), 2),
         "raw_processor_seconds": round(statistics.median(raw_processor), 2),
         "reshard_processor_seconds": round(statistics.median(our_processor), 2),
+        "processor_of_raw": round(statistics.median(b / a for a, b in zip(raw_processor, our_processor, strict=True)), 2),
         "fetched_over_distinct": round(report["bytes_fetched"] / report["bytes_distinct"], 3),
         "fetched_over_written": round(report["bytes_fetched"] / report["bytes_written"], 4),
         "peak_mb": round(report["peak_rss_bytes"] / 1e6),
@@ -152,10 +154,11 @@ def _processor_seconds(who: int) -> float:
 def main() -> None:
     """Run the requested measurements and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cases", nargs="*", default=["llama-safetensors", "llama-ckpt"])
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("cases", nargs="*", default=["llama-safetensors", "llama-ckpt", "columns"])
+    parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--copy-mode", choices=["client", "server"], default="client", help="who copies long runs")
     parser.add_argument("--wire", type=int, metavar="MBIT", help="put the server behind a link this fast (Linux, root)")
+    parser.add_argument("--milliseconds", type=float, default=0.0, help="by which a proxy delays every answer")
     parser.add_argument("--folder", type=Path, default=Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench")  # noqa: S108 - not secret
     arguments = parser.parse_args()
     with ExitStack() as stack:
@@ -163,11 +166,12 @@ def main() -> None:
         host, within = stack.enter_context(wire(arguments.wire)) if arguments.wire else ("127.0.0.1", ())
         server = stack.enter_context(running(folder, host, within=within))
         bucket = server.bucket()
+        seen = stack.enter_context(delayed(server, arguments.milliseconds / 1000)) if arguments.milliseconds else server
         for case in CASES:
             if case.name in arguments.cases:
                 place = make(case, arguments.folder)
                 more = ("--copy-mode", arguments.copy_mode)
-                print(case.what, json.dumps(measure(server, bucket, case, place, arguments.runs, *more)), flush=True)
+                print(case.what, json.dumps(measure(server, seen, bucket, case, place, arguments.runs, *more)), flush=True)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,6 @@ def test_parts_take_no_call_of_botocore(server: thin_s3.ThinServer) -> None:
     assert sorted(request.query["partNumber"] for request in parts(server)) == ["1", "2", "3", "4"]
     for request in parts(server):
         assert BY_BOTOCORE not in request.headers
-        assert "expect" not in request.headers
         assert "x-amz-checksum-crc32" in request.headers
 
 

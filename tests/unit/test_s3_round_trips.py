@@ -70,6 +70,17 @@ def test_a_file_that_cannot_be_deleted_is_named(server: thin_s3.ThinServer) -> N
     assert [key for _, key in server.objects] == [f"a/{KEYS[7]}"]
 
 
+def test_no_object_waits_for_another_round_trip(server: thin_s3.ThinServer) -> None:
+    store = open_store("s3://bucket/a")
+    store.check_writable()
+    store.write("b", b"1", mode=None)
+    writer = store.create("c", temporary="", mode=None, size=9 << 20)
+    writer.write(bytes(9 << 20))
+    writer.finish()
+    assert {request.method for request in server.requests} == {"PUT", "POST", "DELETE"}
+    assert all("expect" not in request.headers for request in server.requests)
+
+
 def leave_uploads(server: thin_s3.ThinServer, keys: list[str]) -> None:
     for number, key in enumerate(keys):
         server.uploads[f"left-{number}"] = ("bucket", f"a/{key}", {})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import botocore.session
 from botocore.config import Config
 from botocore.credentials import CredentialProvider, Credentials, ReadOnlyCredentials
+from botocore.handlers import add_expect_header
 from botocore.loaders import Loader
 
 from reshard.errors import AccessError, RequestError, UsageError
@@ -43,6 +44,8 @@ def client_of(storage_options: StorageOptions) -> BaseClient:
     with failures(storage_options.endpoint or "s3"):
         session = botocore.session.Session(profile=storage_options.profile)
         session.register_component("data_loader", _Loader(session.get_component("data_loader").search_paths))
+        # Waiting for `100 Continue` takes a round trip per object, and most objects are smaller than what is sent meanwhile.
+        session.unregister("before-call.s3", add_expect_header)
         if storage_options.credentials is not None:
             session.get_component("credential_provider").insert_before("env", _FolderProvider(Path(storage_options.credentials)))
         authorities = storage_options.ca_bundle or session.get_config_variable("ca_bundle") or None

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 _SESSION = "_endpoint"  # of a client. A second HTTP session would need its own certificates, proxies, timeouts and connections
 _WITHOUT_COPIES = "_fp"  # of a response: that of http.client receives into the caller's memory, but urllib3 allocates and copies
 _SUCCESS = {200, 206}
-# It takes a round trip. A refused part is sent again in any case.
-_OMITTED = {"expect"}
 
 
 class _Seen(NamedTuple):
@@ -53,8 +51,7 @@ def allow_preparing(client: BaseClient) -> None:
 def _remember(request: AWSRequest, request_signer: RequestSigner, operation_name: str, **_: object) -> None:
     seen = _preparing.get()
     if seen is not None:
-        headers = {name: value for name, value in request.headers.items() if name.lower() not in _OMITTED}
-        seen.append(_Seen(request, headers, request_signer, operation_name))
+        seen.append(_Seen(request, dict(request.headers.items()), request_signer, operation_name))
 
 
 def _answer_instead(request: Any, **_: object) -> AWSResponse | None:

@@ -259,7 +259,13 @@ class S3Store:
 
     def delete(self, path: str) -> None:
         """See `Store.delete`. Deletes the object, and the objects below it page by page."""
-        self.delete_files([path])
+        for _ in parallel(lambda delete: delete(path), (self._delete_one, self._delete_below)):
+            pass
+
+    def _delete_one(self, path: str) -> None:
+        self._deleter.delete([self._key(path)])
+
+    def _delete_below(self, path: str) -> None:
         for page in self._pages("list_objects_v2", Prefix=f"{self._key(path)}/"):
             self._deleter.delete([each["Key"] for each in page.get("Contents", ())])
 
@@ -285,11 +291,14 @@ class S3Store:
 
     def check_writable(self) -> None:
         """See `Store.check_writable`. Creates and aborts an upload, and writes and deletes a small object."""
-        named = self._named(PROBE)
         with failures(self.url):
-            upload = self._client.create_multipart_upload(**named)
-            self._client.abort_multipart_upload(**named, UploadId=upload["UploadId"])
-            self._checksums.probe()
+            for _ in parallel(lambda check: check(), (self._check_abort, self._checksums.probe)):
+                pass
+
+    def _check_abort(self) -> None:
+        named = self._named(PROBE)
+        upload = self._client.create_multipart_upload(**named)
+        self._client.abort_multipart_upload(**named, UploadId=upload["UploadId"])
 
     def free_bytes(self) -> int | None:
         """See `Store.free_bytes`."""
