@@ -9,7 +9,10 @@ import rawfiles
 from effort import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from memory_store import MemoryReader
 from memory_tasks import task, together
+
+from reshard.errors import StorageError
 
 FORMATS = ["ckpt", "safetensors"]
 
@@ -30,3 +33,17 @@ def test_a_pass_gives_every_rank_exactly_its_slices(source: str, target: str, mo
             assert found[name].shape == array.shape
             assert found[name].dtype == array.dtype
             assert found[name].tobytes() == np.ascontiguousarray(array).tobytes()
+
+
+def test_a_failure_to_fetch_ends_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = models.Cut((4,), ((0,), ()))
+    tensors = (models.Tensor("w", "Float32", (64, 4096), cut, 0, models.Cut((4, 2), ((0,), ())), 0),)
+    made, _ = task(models.Model(4, 1, 8, 1, tensors, 1, remove_redundancy=False), "ckpt", "ckpt")
+
+    def fails(self: MemoryReader, view: memoryview, offset: int) -> None:
+        del view, offset
+        raise StorageError("ReadFailed", "broken", where=self.name)
+
+    monkeypatch.setattr(MemoryReader, "read_into", fails)
+    with pytest.raises(StorageError, match="broken"):
+        together(made, range(8), batch=40000, tile=4096)

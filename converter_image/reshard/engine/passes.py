@@ -90,8 +90,12 @@ class _Pass:
             self._room.release()
             raise self._failure
         budget, total = self._budget, sum(r.end - r.start for r in batch.ranges)
-        memory = self._idle.pop() if self._idle and total <= budget.batch else mmap(-1, max(total, budget.batch))
-        fetched = Fetched(batch.ranges, memory, self._fetch, self._fetchers, longest=budget.longest, grouped=budget.grouped)
+        try:
+            memory = self._idle.pop() if self._idle and total <= budget.batch else mmap(-1, max(total, budget.batch))
+            fetched = Fetched(batch.ranges, memory, self._fetch, self._fetchers, longest=budget.longest, grouped=budget.grouped)
+        except BaseException:
+            self._room.release()
+            raise
         users = _Users(len(batch.moves), partial(self._release, fetched))
         for number, moves in batch.moves:
             self._queues[number].add(partial(self._use, number, moves, fetched, users, last=number in batch.ended))

@@ -36,10 +36,11 @@ def write_ranks(run: Run, ranks: Sequence[int], workers: int) -> list[Written]:
         written = [
             each for some in together for each in write_together(run, some, pass_budget(len(some), workers, run.task.source))
         ]
-        return written + _write_alone(run, alone, workers)
+        written += _write_alone(run, alone, workers)
     except BaseException:
         run.cancellation.cancel()
         raise
+    return sorted(written, key=lambda each: each.record.rank)
 
 
 def _write_alone(run: Run, ranks: Sequence[int], workers: int) -> list[Written]:
