@@ -88,6 +88,13 @@ def llama(layers: int, hidden: int, ffn: int, vocabulary: int) -> tuple[Tensor, 
     )
 
 
+def mixture(layers: int, experts: int) -> tuple[Tensor, ...]:
+    """A mixture of experts with the two moments of Adam: many names, most of them of small tensors."""
+    weights = [f"layers.{i}.mlp.experts.{j}.{w}" for i in range(layers) for j in range(experts) for w in ("w1", "w2", "w3")]
+    weights += [f"layers.{i}.attention.{w}" for i in range(layers) for w in ("wq", "wk", "wv", "wo")]
+    return tuple(Tensor(f"{prefix}{name}.weight", (192, 2), 0, 0) for prefix in ("", "adam_m.", "adam_v.") for name in weights)
+
+
 LLAMA_2_GB = llama(8, 2048, 5504, 32000)
 SQUARES = tuple(f"w{i}" for i in range(8))
 CASES = (
@@ -104,6 +111,7 @@ CASES = (
         "long-rows", "2.1 GB row cuts in runs of 67 MB, 8 -> 4", tuple(Tensor(w, (16384, 8192), 0, 0) for w in SQUARES[:4]), 8, 4
     ),
     Case("many-names", "100,000 names, 4 -> 2", tuple(Tensor(f"model.layers.{i}.w", (8,), 0, 0) for i in range(100_000)), 4, 2),
+    Case("mixture", "140,000 names of a mixture of experts with moments, 64 -> 48", mixture(60, 257), 64, 48),
     Case("unify", "2.1 GB LLaMA-shaped, 8 ranks to unified parts of 256 MiB", LLAMA_2_GB, 8, 1, work="unify"),
     Case("load", "2.1 GB LLaMA-shaped, unified parts to 4 ranks", LLAMA_2_GB, 8, 4, work="load"),
     Case("dcp-huggingface", "2.1 GB LLaMA-shaped, DCP of 8 ranks to Hugging Face", LLAMA_2_GB, 8, 1, work="dcp-huggingface"),
