@@ -56,7 +56,8 @@ def test_the_numbers_are_reported(checkpoint: disk.Checkpoint, tmp_path: Path, c
     assert numbers["target_ranks"] == 6
     assert numbers["parameters"] == 4
     assert numbers["bytes_written"] == written
-    assert numbers["bytes_needed"] == numbers["bytes_fetched"] == 48 * 24 * 4 + 48 * 24 * 2 + 2 * 24 + 6 * 4
+    assert numbers["bytes_needed"] == 48 * 24 * 4 + 48 * 24 * 2 + 2 * 24 + 6 * 4
+    assert numbers["bytes_distinct"] <= numbers["bytes_fetched"] <= 1.25 * numbers["bytes_needed"]
     assert numbers["skipped_ranks"] == []
     assert numbers["seconds"] > 0
     assert numbers["peak_rss_bytes"] > 0

@@ -64,7 +64,7 @@ def test_old_documents_do_not_describe_new_files(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((TaskState, "publish") if renames else (run, "_write_ranks")), stop)
+        patch.setattr(*((TaskState, "publish") if renames else (run, "write_ranks")), stop)
         with pytest.raises(KeyboardInterrupt):
             transform(SOURCE, tmp_path, **options, exclude=("optim.*",), overwrite="Replace")
     assert not (tmp_path / document).exists()

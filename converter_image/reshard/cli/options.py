@@ -173,8 +173,8 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             "--source-strategy",
             type=PATH,
             metavar="PATH",
-            help="Sharding of the source: a strategy file, a directory with one per stage, or a layout file."
-            " Default: the manifest of the source; without a manifest, one rank with whole parameters.",
+            help="Sharding of the source: strategy file, directory with one per stage, or layout file."
+            " Default: its manifest, else one whole rank.",
         ),
         _option(
             "inspect",

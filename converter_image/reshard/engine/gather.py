@@ -89,7 +89,7 @@ class SourceFiles:
         """See `OpenFiles.reader`."""
         return self._opened(rank) if self._ahead is None else self._ahead.reader(rank)
 
-    def view(self, rank: int, offset: int, length: int) -> memoryview | None:  # noqa: ARG002
+    def view(self, rank: int, offset: int, length: int) -> memoryview | None:  # noqa: ARG002 - the arguments of the protocol
         """See `OpenFiles.view`. No bytes are in memory."""
         return None
 

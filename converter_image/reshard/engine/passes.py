@@ -56,7 +56,7 @@ def carry_out_together(batches: Iterable[Batch], files: SourceFiles, sinks: Sequ
         try:
             for batch in batches:
                 running.start(batch)
-        except BaseException as error:  # noqa: BLE001 - `end` raises it
+        except BaseException as error:  # noqa: BLE001 - raised by `end`
             running.fail(error)
         running.end()
 
