@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import count
+from threading import Thread
+from typing import TYPE_CHECKING
+
 import models
 import numpy as np
 import pytest
@@ -12,7 +16,13 @@ from hypothesis import strategies as st
 from memory_store import MemoryReader
 from memory_tasks import task, together
 
+from reshard.engine.passes import _Queue
 from reshard.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reshard.engine.task import Task
 
 FORMATS = ["ckpt", "safetensors"]
 
@@ -35,10 +45,15 @@ def test_a_pass_gives_every_rank_exactly_its_slices(source: str, target: str, mo
             assert found[name].tobytes() == np.ascontiguousarray(array).tobytes()
 
 
-def test_a_failure_to_fetch_ends_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def shared() -> Task:
+    """Return a task of which 8 target ranks share a pass with several batches."""
     cut = models.Cut((4,), ((0,), ()))
     tensors = (models.Tensor("w", "Float32", (64, 4096), cut, 0, models.Cut((4, 2), ((0,), ())), 0),)
-    made, _ = task(models.Model(4, 1, 8, 1, tensors, 1, remove_redundancy=False), "ckpt", "ckpt")
+    return task(models.Model(4, 1, 8, 1, tensors, 1, remove_redundancy=False), "ckpt", "ckpt")[0]
+
+
+def test_a_failure_to_fetch_ends_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = shared()
 
     def fails(self: MemoryReader, view: memoryview, offset: int) -> None:
         del view, offset
@@ -47,3 +62,28 @@ def test_a_failure_to_fetch_ends_a_pass(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(MemoryReader, "read_into", fails)
     with pytest.raises(StorageError, match="broken"):
         together(made, range(8), batch=40000, tile=4096)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()])
+@pytest.mark.parametrize("call", [1, 2, 9])
+def test_a_pass_that_cannot_start_a_batch_ends(monkeypatch: pytest.MonkeyPatch, error: BaseException, call: int) -> None:
+    made, usual, calls = shared(), _Queue.add, count(1)
+
+    def fails(self: _Queue, work: Callable[[], None]) -> None:
+        if next(calls) == call:
+            raise error
+        usual(self, work)
+
+    monkeypatch.setattr(_Queue, "add", fails)
+    ended: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            together(made, range(8), batch=40000, tile=4096)
+        except BaseException as raised:  # noqa: BLE001 - compared below
+            ended.append(raised)
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert ended == [error]

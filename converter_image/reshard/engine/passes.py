@@ -56,9 +56,11 @@ def carry_out_together(batches: Iterable[Batch], files: SourceFiles, sinks: Sequ
         try:
             for batch in batches:
                 running.start(batch)
+            running.wait()
         except BaseException as error:  # noqa: BLE001 - raised by `end`
             running.fail(error)
-        running.end()
+            fetchers.shutdown(wait=False, cancel_futures=True)  # what waits for a request gets an error
+    running.end()
 
 
 class _Pass:
@@ -83,19 +85,14 @@ class _Pass:
         """Fetch a batch and carry out its moves in other threads, as soon as there is memory for it.
 
         Raises:
-            Exception: an earlier batch failed.
+            Exception: an earlier batch failed, or this one cannot start. Do not call `start` or `wait` again.
         """
         self._room.acquire()
         if self._failure is not None:
-            self._room.release()
             raise self._failure
         budget, total = self._budget, sum(r.end - r.start for r in batch.ranges)
-        try:
-            memory = self._idle.pop() if self._idle and total <= budget.batch else mmap(-1, max(total, budget.batch))
-            fetched = Fetched(batch.ranges, memory, self._fetch, self._fetchers, longest=budget.longest, grouped=budget.grouped)
-        except BaseException:
-            self._room.release()
-            raise
+        memory = self._idle.pop() if self._idle and total <= budget.batch else mmap(-1, max(total, budget.batch))
+        fetched = Fetched(batch.ranges, memory, self._fetch, self._fetchers, longest=budget.longest, grouped=budget.grouped)
         users = _Users(len(batch.moves), partial(self._release, fetched))
         for number, moves in batch.moves:
             self._queues[number].add(partial(self._use, number, moves, fetched, users, last=number in batch.ended))
@@ -104,14 +101,17 @@ class _Pass:
         """Skip everything that has not started. The first failure is kept."""
         self._failure = self._failure or error
 
+    def wait(self) -> None:
+        """Wait until all batches were carried out or skipped."""
+        for _ in range(self._budget.batches):
+            self._room.acquire()
+
     def end(self) -> None:
-        """Wait until all batches were carried out.
+        """Abort all files that are not complete, if a batch failed. No thread may use the pass any more.
 
         Raises:
             Exception: a batch failed.
         """
-        for _ in range(self._budget.batches):
-            self._room.acquire()
         if self._failure is not None:
             for output in self._outputs:
                 output.abort(self._failure)
