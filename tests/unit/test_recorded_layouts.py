@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import disk
 import layout_example
+import models
 import pytest
+from definition import Cut
 from disk import run
 from safetensors.numpy import load_file
 
@@ -195,6 +197,56 @@ def test_a_manifest_that_contradicts_the_files_is_refused(
     else:
         assert told in refused(65, "ManifestInvalid", "transform", *sides)
     assert not (target.parent / "out").exists()
+
+
+@pytest.fixture
+def square(tmp_path: Path) -> Path:
+    """A folder with a checkpoint that Reshard wrote, the same strategy with exchanged axes, and layout files of both."""
+    for name, axes in (("target", (0, 1)), ("exchanged", (1, 0))):
+        cuts = [Cut((2, 2), ((axis,), (1 - axis,))) for axis in axes]
+        whole = Cut((4,), ((0,), ()))
+        tensors = [models.Tensor(w, "Float32", (8, 16), whole, 0, cut, 0) for w, cut in zip("vw", cuts, strict=True)]
+        written = disk.write(tmp_path / f"made_{name}", models.Model(4, 1, 4, 1, tuple(tensors), 1, remove_redundancy=False))
+        assert run(written, tmp_path / name) == 0
+        out = ["--mesh", "dp=2,tp=2", "-o", tmp_path / f"{name}.yaml"]
+        assert main(list(map(str, ["layout", "infer", written.target_strategy, *out]))) == 0
+        shutil.copy(written.target_strategy, tmp_path / f"{name}.ckpt")
+    return tmp_path
+
+
+def commands(folder: Path, strategy: Path | None) -> list[list[str]]:
+    """The commands that read the layouts of a checkpoint."""
+    layout, out, checkpoint = folder / "target.yaml", folder / "out", ["--checkpoint", folder / "target"]
+    given = [] if strategy is None else ["--source-strategy", strategy]
+    found: list[list[object]] = [
+        ["transform", "--source", folder / "target", *given, "--target", out],
+        ["layout", "check", layout, *checkpoint, *given],
+        ["layout", "export", layout, *checkpoint, *given, "-o", out],
+        ["layout", "derive", *given[1:], "--source-mesh", "dp=2,tp=2", "--mesh", "dp=2,tp=2", *checkpoint, "-o", out],
+    ]
+    if strategy is not None and strategy.suffix == ".ckpt":  # `infer` reads no layout file
+        found.append(["layout", "infer", *given[1:], "--mesh", "dp=2,tp=2", *checkpoint, "-o", out])
+    return [list(map(str, each)) for each in found]
+
+
+@pytest.mark.parametrize("kind", ["ckpt", "yaml"])
+def test_every_command_refuses_a_strategy_that_contradicts_the_manifest(
+    kind: str, square: Path, refused: Callable[..., str]
+) -> None:
+    for words in commands(square, square / f"exchanged.{kind}"):
+        assert "the file of rank 1" in refused(65, "StrategyMismatch", *words)
+        assert not (square / "out").exists()
+    for words in commands(square, square / f"target.{kind}")[1:]:
+        assert main(words) == 0
+        if (square / "out").exists():
+            (square / "out").rename(square / words[1])
+
+
+def test_every_command_refuses_a_manifest_that_contradicts_the_files(square: Path, refused: Callable[..., str]) -> None:
+    edit(square / "target", "parameters", 0, "shape", value=[16, 16])
+    for words in commands(square, None):
+        assert "the manifest states [16, 16]" in refused(65, "ManifestInvalid", *words)
+        assert not (square / "out").exists()
 
 
 def test_what_no_manifest_describes_needs_a_strategy(

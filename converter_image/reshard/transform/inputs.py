@@ -12,7 +12,7 @@ from reshard.formats.registry import requested_output
 from reshard.mesh.file import LayoutFile
 from reshard.mesh.scale import Scale
 from reshard.plan.rules import selection
-from reshard.source.cuts import recorded_strategy
+from reshard.source.cuts import recorded_strategy, refuse_other_cuts, refuse_other_shapes
 from reshard.source.described import refuse_partial
 from reshard.source.encrypted import as_plain
 from reshard.source.files import open_source, refuse_part
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from reshard.checkpoint.encryption import Known
+    from reshard.plan import Model
     from reshard.progress import Cancellation
     from reshard.source.files import Files, OpenSource
     from reshard.spec.request import Request
@@ -132,10 +133,12 @@ def source_layouts(request: Request, given: Strategy | LayoutFile | None, found:
         found: files of the source.
 
     Raises:
-        DataError: the manifest contradicts itself.
+        DataError: the manifest contradicts itself, or the strategy.
         MissingInputError: only some ranks of the checkpoint were written.
         RequestError: no strategy can describe the layouts in the manifest.
     """
+    if not isinstance(given, LayoutFile):
+        _refuse_other_cuts(request, found, given)
     manifest = found.manifest
     if given is not None or manifest is None or request.options.kind.each_file or len(found.by_rank) == 1:
         return given
@@ -150,6 +153,34 @@ def source_layouts(request: Request, given: Strategy | LayoutFile | None, found:
             " such as --format torch-dcp (spec.target.format: TorchDcp)",
         )
     return strategy
+
+
+def refuse_contradictions(
+    request: Request, found: Files, given: Strategy | LayoutFile | None, source: Strategy | None, model: Model
+) -> None:
+    """Refuse a source whose manifest contradicts the files, or the layout file of the request.
+
+    A strategy of the request is compared with the manifest before the files are read, see `source_layouts`.
+
+    Args:
+        request: request of the transform.
+        found: files of the source.
+        given: strategy or layout file of the request.
+        source: source strategy that follows from it, or from the manifest.
+        model: parameters in the files.
+
+    Raises:
+        DataError: they contradict each other.
+    """
+    if isinstance(given, LayoutFile):
+        _refuse_other_cuts(request, found, source)
+    if found.manifest is not None and given is None and source is not None:
+        refuse_other_shapes(found.manifest, model, f"{request.source}/{MANIFEST_NAME}")
+
+
+def _refuse_other_cuts(request: Request, found: Files, source: Strategy | None) -> None:
+    if not request.options.kind.each_file and (source is not None or len(found.by_rank) == 1):
+        refuse_other_cuts(found.parameters, source, request.source, found.written_as)
 
 
 def _find(store: ReadStore, chosen: str | None, request: Request, source: Strategy | LayoutFile | None) -> Files:

@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.engine.task import Task, key_of, task_of
 from reshard.errors import DataError, MissingInputError, RequestError, ReshardError
-from reshard.mesh.file import LayoutFile
 from reshard.plan import Planner
 from reshard.source.changed import refuse_changed
 from reshard.source.contents import check_crcs
-from reshard.source.cuts import refuse_other_cuts, refuse_other_shapes
 from reshard.source.encrypted import DecryptingStore
 from reshard.source.files import Files, listing_digest
 from reshard.source.index import CheckpointIndex, Selected, decode_index, read_index
@@ -27,7 +24,7 @@ from reshard.strategy.packed import pack
 from reshard.telemetry import phase
 from reshard.transform.carried import read_carried
 from reshard.transform.consistency import check_copies, refuse_possible_slices
-from reshard.transform.inputs import cancellable, decrypted, listing_identifies, source_layouts
+from reshard.transform.inputs import cancellable, decrypted, listing_identifies, refuse_contradictions, source_layouts
 from reshard.transform.layouts import Placed, known_target, place, scaled_target
 from reshard.transform.shards import check_shards
 from reshard.transform.trimmed import check_trimmed
@@ -36,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from reshard.checkpoint.inventory import Inventory
+    from reshard.mesh.file import LayoutFile
     from reshard.plan import Model
     from reshard.progress import Cancellation, Progress
     from reshard.source.selection import Selection
@@ -83,8 +81,6 @@ def prepare(inputs: Inputs, progress: Progress, *, workers: int, single: bool = 
     if request.index is not None:
         return _indexed(inputs, request.index)
     strategies, found = inputs.strategies, inputs.files
-    if not isinstance(strategies[0], LayoutFile):
-        _refuse_other_cuts(request, found, strategies[0])
     return prepare_files(
         request, inputs.store, found, strategies, progress, workers=workers, single=single, cancellation=inputs.cancellation
     )
@@ -122,10 +118,7 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
     with phase("read_headers", files=len(found.by_rank)):
         placed = _read(request, store, found, layouts, workers=workers, only=only, advance=progress.advance)
     model, source, target = placed.model, *placed.strategies
-    if isinstance(strategies[0], LayoutFile):
-        _refuse_other_cuts(request, found, source)
-    if found.manifest is not None and strategies[0] is None and source is not None:
-        refuse_other_shapes(found.manifest, model, f"{request.source}/{MANIFEST_NAME}")
+    refuse_contradictions(request, found, strategies[0], source, model)
     inventory, kind = model.inventory, request.options.kind
     if not (kind.writes_files or single):  # a load needs only the slices of its rank
         Planner(model).check_slices()
@@ -167,11 +160,6 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
         versions = {file.path: (file.size, file.version) for file in inventory.files}
         task = replace(task, listing=listing_digest(task.key, found, versions))
     return task
-
-
-def _refuse_other_cuts(request: Request, found: Files, source: Strategy | None) -> None:
-    if not request.options.kind.each_file and (source is not None or len(found.by_rank) == 1):
-        refuse_other_cuts(found.parameters, source, request.source, found.written_as)
 
 
 def _read(

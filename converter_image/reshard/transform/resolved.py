@@ -12,7 +12,7 @@ from reshard.mesh.sharding import Whole
 from reshard.source.reading import read_inventory
 from reshard.source.strategies import read_strategy
 from reshard.strategy import StrategyFile
-from reshard.transform.inputs import Inputs, source_layouts
+from reshard.transform.inputs import Inputs, refuse_contradictions, source_layouts
 from reshard.transform.layouts import is_selection, source_model, source_strategy
 from reshard.transform.parameters import Parameters
 
@@ -69,15 +69,17 @@ def read_parameters(request: Request) -> tuple[Parameters, tuple[str, ...]]:
         The parameters, and messages about the source.
 
     Raises:
-        DataError, MissingInputError, RequestError: the source is damaged or incomplete, or does not match its strategy.
+        DataError, MissingInputError, RequestError: the source is damaged or incomplete, or does not match its strategy or its
+            manifest.
         AccessError, StorageError: a file cannot be read.
         UsageError: a field of a layout file is invalid.
     """
     inputs = Inputs(request)
-    found = inputs.files
+    found, given = inputs.files, inputs.strategies[0]
     inventory = read_inventory(inputs.store, found, workers=default_workers())
-    source, notes = source_strategy(inventory, source_layouts(request, inputs.strategies[0], found), request)
+    source, notes = source_strategy(inventory, source_layouts(request, given, found), request)
     model = source_model(inventory, source, request)
+    refuse_contradictions(request, found, given, source, model)
     return Parameters(source, model, is_selection(request)), (*found.notes, *notes)
 
 
