@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import resource
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import models
 import pytest
 from effort import examples
@@ -9,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from memory_tasks import task
 
+from reshard.checkpoint.blockcipher import cipher_of
+from reshard.engine.memory import pass_limits
 from reshard.plan.passes import Limits, equal_files, passes
+from reshard.storage.local import LocalStore
+from reshard.transform.ranks import most_files
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 COLUMNS = models.Cut((4,), ((), (0,))), models.Cut((8,), ((), (0,)))
 REPLICAS = models.Cut((4,), ((0,), ())), models.Cut((4, 2), ((0,), ()))
@@ -48,6 +59,32 @@ def test_the_fewest_passes_are_made_and_neighbours_stay_together() -> None:
     assert planned(TO_COLUMNS, REPLICAS, limits=Limits(64, 8, equal=True, few=1, run=64 << 10)) == ((0, 2, 4, 6), (1, 3, 5, 7))
     assert planned(COLUMNS, limits=Limits(64, 1000, equal=True, few=5, run=64 << 10)) == ((0, 1, 2, 3), (4, 5, 6, 7))
     assert planned(REPLICAS, limits=Limits(1, 1000, equal=False, few=1, run=64 << 10)) == tuple((rank,) for rank in ALL)
+
+
+def test_a_pass_writes_as_many_ranks_as_files_can_be_open() -> None:
+    limits = Limits(64, 1000, equal=True, few=1, run=64 << 10)
+    assert planned(REPLICAS, limits=limits._replace(ranks=3)) == ((0, 2), (1, 3), (4, 6), (5, 7))
+    assert planned(TO_COLUMNS, limits=limits._replace(ranks=3)) == ((0, 1), (2, 3, 4), (5, 6, 7))
+    assert planned(COLUMNS, limits=limits._replace(few=5, ranks=2)) == ((0, 1), (2, 3), (4, 5), (6, 7))
+
+
+def test_equal_files_that_are_encrypted_count_separately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(tmp_path)
+    assert pass_limits(store, store, 1, encrypts=False).equal
+    assert not pass_limits(store, store, 1, encrypts=True).equal
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
+    assert pass_limits(store, store, 1, encrypts=False).ranks == 512
+
+
+def test_equal_files_take_the_memory_of_one(tmp_path: Path) -> None:
+    tensors = (models.Tensor("w", "Float32", (64, 512), REPLICAS[0], 0, REPLICAS[1], 0),)
+    made, _ = task(models.Model(4, 1, 8, 1, tensors, 1, remove_redundancy=False), "ckpt", "ckpt")
+    store = LocalStore(tmp_path)
+    assert most_files(made, store, [ALL]) == 2
+    assert most_files(made, store, [(0, 2, 4, 6), (1,)]) == 1
+    assert most_files(made, store, [(0,), (1,)]) == 0
+    encrypted = replace(made, cipher=cipher_of("AES-GCM", b"0123456789abcdef"))
+    assert most_files(encrypted, store, [ALL]) == 8
 
 
 @examples(300)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.encryption import BLOCK_BYTES
 from reshard.plan.passes import Limits
 from reshard.storage.ahead import GAP_BYTES, WINDOWS, longest_request
+from reshard.storage.local.descriptors import writable_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from reshard.plan import Model
     from reshard.storage.protocol import ReadStore, Store
@@ -118,7 +120,8 @@ def pass_limits(source: ReadStore, target: Store, size: int, *, encrypts: bool) 
         files = min(files, max(1, _PASS_UPLOAD_BYTES // target.write_cost(size, 0).memory))
     run = _SHORT_REQUEST if source.remote else _SHORT_READ
     few = 1 if source.remote or target.remote else MOST_WORKERS
-    return Limits(files, _PASS_TENSORS, equal=not target.remote, few=few, run=run)
+    equal = not (target.remote or encrypts)  # each file that is encrypted has content of its own
+    return Limits(files, _PASS_TENSORS, equal=equal, few=few, run=run, ranks=sys.maxsize if target.remote else writable_files())
 
 
 def pass_budget(files: int, workers: int, source: ReadStore) -> PassBudget:
@@ -143,7 +146,7 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
     target: Store,
     sizes: Iterable[int],
     *,
-    passes: Iterable[Sequence[int]] = (),
+    files: int = 0,
     copies: int = 0,
     decrypts: bool = False,
     encrypts: bool = False,
@@ -156,7 +159,7 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
         source: store of the source.
         target: store of the target.
         sizes: sizes of the target's files in bytes.
-        passes: ranks of each pass over the source.
+        files: largest number of files in a pass over the source, where equal files count as one, or 0 without passes.
         copies: largest number of shards that one target rank reads, if metadata locates the shards.
         decrypts: whether the source is encrypted.
         encrypts: whether the target will be encrypted.
@@ -178,15 +181,14 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
     alone += active * BLOCK_BYTES if encrypts else 0
     alone += active * target.write_cost(largest, share.upload).memory
 
-    most = max(map(len, passes), default=0)
-    if most < 2:
+    if not files:
         return common + alone
-    each = pass_budget(most, workers, source)
-    together = each.batch * each.batches * (1 + (decrypts and source.remote)) + most * each.tile
-    together += workers * _BYTES_PER_WORKER + min(_PASS_TENSORS, most * (len(names) + copies)) * _BYTES_PER_COPY
-    together += workers * _CAST_BYTES_PER_WORKER + most * each.tile if casts else 0
-    together += most * BLOCK_BYTES if encrypts else 0
-    together += most * target.write_cost(largest, each.upload).memory
+    each = pass_budget(files, workers, source)
+    together = each.batch * each.batches * (1 + (decrypts and source.remote)) + files * each.tile
+    together += workers * _BYTES_PER_WORKER + min(_PASS_TENSORS, files * (len(names) + copies)) * _BYTES_PER_COPY
+    together += workers * _CAST_BYTES_PER_WORKER + files * each.tile if casts else 0
+    together += files * BLOCK_BYTES if encrypts else 0
+    together += files * target.write_cost(largest, each.upload).memory
     return common + max(alone, together)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Hashable
-from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.layout import cell_box
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from reshard.plan.rank import Planner
 
     Cells = tuple[tuple[int, ...], ...]
+
+T = TypeVar("T")
 
 # A pass copies each byte once more in memory, so it must save at least this share of what its ranks read one by one,
 _LEAST_SAVED = 0.02
@@ -41,6 +43,7 @@ class Limits(NamedTuple):
         equal: whether equal files count as one.
         few: number of files up to which passes that share nothing are joined, so that several files are written at the same time.
         run: length of a contiguous read in bytes from which on it costs little to read it separately.
+        ranks: maximum number of ranks, each of which has an open file.
     """
 
     files: int
@@ -48,25 +51,34 @@ class Limits(NamedTuple):
     equal: bool
     few: int
     run: int
+    ranks: int = sys.maxsize
 
 
 def passes(planner: Planner, ranks: Iterable[int], limits: Limits) -> tuple[tuple[int, ...], ...]:
     """Divide target ranks among as few passes as the limits allow. A rank that shares little with others has its own pass."""
     found, alone, alike = list[list["_File"]](), list[int](), equal_files(planner, ranks)
-    if not limits.equal:
-        alike = [(rank,) for equal in alike for rank in equal]
+    alike = [tuple(some) for equal in alike for some in _cut(equal, limits.ranks if limits.equal else 1)]
     for files in _connected([_File.of(planner, equal, limits.run) for equal in alike]):
         most = max(1, min(limits.files, limits.tensors // max(1, *(file.tensors for file in files))))
-        count = -(-len(files) // most)
-        cuts = [len(files) * i // count for i in range(count + 1)]
-        for some in (files[a:b] for a, b in pairwise(cuts)):
+        most = min(most, limits.ranks // max(len(file.ranks) for file in files))
+        for some in _cut(files, most):
             if not _saves(planner, some):
                 alone += _ranks(some)
-            elif found and len(found[-1]) + len(some) <= min(limits.few, most):
+            elif found and len(found[-1]) + len(some) <= min(limits.few, most) and _count([*found[-1], *some]) <= limits.ranks:
                 found[-1] += some
             else:
                 found.append(some)
     return tuple(sorted([*map(_ranks, found), *((rank,) for rank in alone)]))
+
+
+def _cut(items: Sequence[T], most: int) -> list[list[T]]:
+    """Divide a sequence into the fewest parts of at most `most` items, which have nearly the same length."""
+    count = -(-len(items) // most)
+    return [list(items[len(items) * i // count : len(items) * (i + 1) // count]) for i in range(count)]
+
+
+def _count(files: Iterable[_File]) -> int:
+    return sum(len(file.ranks) for file in files)
 
 
 def _ranks(files: Iterable[_File]) -> tuple[int, ...]:

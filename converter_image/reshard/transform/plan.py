@@ -14,7 +14,7 @@ from reshard.telemetry import durations, operation, phase
 from reshard.transform.checks import open_target, with_output
 from reshard.transform.inputs import Inputs
 from reshard.transform.preflight import run_preflight
-from reshard.transform.ranks import passes_of
+from reshard.transform.ranks import most_files, passes_of
 from reshard.transform.start import start
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def plan_transform(
         task.source,
         target.store,
         preflight.sizes.values(),
-        passes=passes_of(task, target.store, task.scope),
+        files=most_files(task, target.store, passes_of(task, target.store, task.scope)),
         copies=summary.most_copies,
         decrypts=request.decryption is not None,
         encrypts=request.encryption is not None,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from reshard.engine.memory import budget, pass_budget, pass_limits
 from reshard.engine.rankfile import write_rank, write_together
-from reshard.plan.passes import passes
+from reshard.plan.passes import equal_files, passes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from reshard.engine.rankfile import Run, Written
     from reshard.engine.task import Task
@@ -28,14 +28,21 @@ def passes_of(task: Task, target: Store, ranks: Sequence[int]) -> tuple[tuple[in
     return passes(task.planner, ranks, limits)
 
 
+def most_files(task: Task, target: Store, passes: Iterable[Sequence[int]]) -> int:
+    """Return the largest number of files in a pass. Equal files count as one, unless each is encrypted or buffered separately."""
+    separate = target.remote or task.cipher is not None
+    return max((len(some if separate else equal_files(task.planner, some)) for some in passes if len(some) > 1), default=0)
+
+
 def write_ranks(run: Run, ranks: Sequence[int], workers: int) -> list[Written]:
     """Write these ranks. The first failure cancels the others. Finished ranks are kept."""
     found = passes_of(run.task, run.state.target.store, ranks)
     together, alone = [each for each in found if len(each) > 1], [rank for rank, *others in found if not others]
     try:
-        written = [
-            each for some in together for each in write_together(run, some, pass_budget(len(some), workers, run.task.source))
-        ]
+        written = list["Written"]()
+        for some in together:
+            files = most_files(run.task, run.state.target.store, [some])
+            written += write_together(run, some, pass_budget(files, workers, run.task.source))
         written += _write_alone(run, alone, workers)
     except BaseException:
         run.cancellation.cancel()

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Workers, their target files and connections need the rest of the descriptors that the process may open.
+# Connections, locks and the program itself need the rest of the descriptors that the process may open.
 _SHARE = 3 / 8
+_WRITTEN_SHARE = 1 / 2
 _FEWEST = 8
 _MOST = 4096
 
@@ -90,6 +91,12 @@ def budget() -> int:
     """Return the maximum number of files that readers may have open. It depends on the limit of the process (`ulimit -n`)."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return _MOST if limit == resource.RLIM_INFINITY else max(_FEWEST, min(_MOST, int(limit * _SHARE)))
+
+
+def writable_files() -> int:
+    """Return the maximum number of files to write at the same time. It depends on the limit of the process (`ulimit -n`)."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _MOST if limit == resource.RLIM_INFINITY else max(1, min(_MOST, int(limit * _WRITTEN_SHARE)))
 
 
 def open_descriptor(path: str, flags: int, mode: int = 0o666) -> int:
