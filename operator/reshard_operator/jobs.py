@@ -359,7 +359,7 @@ def _config_map_name(transform: Transform, text: str, number: int) -> str:
 def _pod_spec_text(spec: TransformSpec) -> str:
     """Return the spec for pods."""
     fixed = _fixed(spec)
-    execution = {"ranksPerPod": fixed.execution.ranks_per_pod}
+    execution = {"ranksPerPod": fixed.execution.ranks_per_pod, "io": fixed.execution.io}
     return json.dumps(msgspec.to_builtins(fixed) | {"execution": execution}, sort_keys=True, ensure_ascii=False)
 
 

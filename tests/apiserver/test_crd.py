@@ -103,6 +103,7 @@ def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
         ("source.decryption", {"secretKeyRef": {"name": "k", "key": "a/b"}}, "should match"),
         ("source.decryption", {"secretKeyRef": {"name": "k", "key": "a"}, "mode": "ROT13"}, "supported values"),
         ("target.copyMode", "Magic", "supported values"),
+        ("execution.io", "Magic", "supported values"),
         ("target.format", "HuggingFac", "should match '^(Source|Ckpt|Safetensors|HuggingFace|TorchDcp|"),
         ("parameters.rename", [{"to": "b"}], "exactly one of from and pattern"),
         ("parameters.rename", [{"from": "a", "pattern": "a", "to": "b"}], "exactly one of from and pattern"),
@@ -276,6 +277,7 @@ FIXED = {
     "execution.startupDeadlineSeconds": 5,
     "execution.activeDeadlineSeconds": 5,
     "execution.ttlSecondsAfterFinished": 5,
+    "execution.io": "Buffered",
     "execution.podTemplate": {"labels": {"a": "b"}},
 }
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from reshard.errors import MissingInputError, StorageError
 from reshard.storage.protocol import Stat
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from reshard.storage.traffic import Meter
 
@@ -26,6 +27,10 @@ class MemoryReader:
     @property
     def size(self) -> int:
         return len(self.content)
+
+    @property
+    def waits(self) -> bool:
+        return False
 
     def read(self, offset: int, length: int) -> bytes:
         self.reads.append((offset, length))
@@ -50,11 +55,16 @@ class MemoryReader:
 
 
 class MemoryWriter:
+    any_order = False
+
     def __init__(self) -> None:
         self.content = bytearray()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.content += data
+
+    def write_later(self, data: memoryview) -> Callable[[], None]:
+        return partial(self.write, data)
 
     def finish(self) -> None:
         pass

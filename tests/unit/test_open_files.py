@@ -152,7 +152,7 @@ def test_readers_release_descriptors_at_the_limit_of_the_process(folder: Path, t
         reader.close()
 
 
-@pytest.mark.parametrize(("limit", "most"), [(64, 24), (1024, 384), (1 << 20, 4096), (resource.RLIM_INFINITY, 4096)])
+@pytest.mark.parametrize(("limit", "most"), [(64, 12), (1024, 192), (1 << 20, 2048), (resource.RLIM_INFINITY, 2048)])
 def test_the_budget_of_descriptors_follows_the_limit(monkeypatch: pytest.MonkeyPatch, limit: int, most: int) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
     assert descriptors.budget() == most

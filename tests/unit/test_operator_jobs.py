@@ -176,7 +176,7 @@ def test_completion_indexes_map_to_ranks(ranks: str | None, each: int, completio
     job = ranks_job(**spec)
     assert job["spec"]["completions"] == completions
     assert variables(job)["RESHARD_TARGET_RANKS"] == "6"
-    assert json.loads(text_for_pods(**spec))["execution"] == {"ranksPerPod": each}
+    assert json.loads(text_for_pods(**spec))["execution"] == {"ranksPerPod": each, "io": "Auto"}
 
 
 def text_for_pods(**spec: Any) -> str:

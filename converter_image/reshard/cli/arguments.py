@@ -142,6 +142,7 @@ def storage_options_of(arguments: dict[str, Any], side: str | None = None) -> St
         endpoint=value("endpoint_url"),
         addressing=value("addressing_style") or "Auto",
         checksums=arguments.get("checksums") or "Auto",
+        io=arguments.get("io") or "Auto",
     )
 
 

@@ -11,7 +11,7 @@ from reshard.cli.arguments import DIRECTORY, MESH, MOST_RANKS, PATH, Format, Wor
 from reshard.spec.keys import KEY_BYTES
 from reshard.spec.outputs import OutputKind
 from reshard.spec.request import CopyMode, Options, Replicas, SourceOnly, Verification
-from reshard.spec.storage_options import Addressing, Checksums
+from reshard.spec.storage_options import Addressing, Checksums, Io, StorageOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -528,6 +528,13 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             type=click.IntRange(1, 256),
             metavar="N",
             help="Number of files processed in parallel. Default: the number of CPUs, at most 8.",
+        ),
+        _option(
+            f"{_WRITE} verify",
+            "--io",
+            **_words(Io, StorageOptions().io),
+            help="Access to large files on file systems: past the page cache (`direct`), through it (`buffered`), or past it"
+            " where this is supported and the data is not in it (`auto`).",
         ),
         _option(
             _SHARED,

@@ -17,7 +17,8 @@ import numpy as np
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.engine.gather import reads_of_box, span_bytes
-from reshard.engine.moves import TILE_BYTES, Overlaps
+from reshard.engine.memory import TILE_BYTES
+from reshard.engine.moves import Overlaps
 from reshard.engine.small import Small, reads_of_small
 from reshard.layout.box import Box, shifted
 from reshard.layout.tiles import flat_span, next_tile

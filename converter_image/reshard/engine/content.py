@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from zlib_ng import zlib_ng
@@ -14,7 +15,8 @@ from reshard.checkpoint.output import Checksum, Span
 from reshard.engine.bands import batches
 from reshard.engine.cast import Losses
 from reshard.engine.execute import carry_out
-from reshard.engine.moves import TILE_BYTES, FileMoves, length_of, moves, reads
+from reshard.engine.memory import TILE_BYTES, Budget
+from reshard.engine.moves import FileMoves, length_of, moves, reads
 from reshard.engine.passes import Sink, carry_out_together
 from reshard.engine.servercopy import parts, split
 from reshard.plan import prove
@@ -30,13 +32,13 @@ if TYPE_CHECKING:
     from reshard.checkpoint.output import Piece
     from reshard.engine.bands import Batch
     from reshard.engine.gather import SourceFiles
-    from reshard.engine.memory import Budget, PassBudget
+    from reshard.engine.memory import PassBudget
     from reshard.engine.moves import Move
     from reshard.engine.task import Task
     from reshard.formats.protocol import OutputFormat
     from reshard.plan import Parameter, RankPlan
     from reshard.progress import Progress
-    from reshard.storage.protocol import PartLimits, Store, Writer
+    from reshard.storage.protocol import PartLimits, Store, Write, Writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +50,14 @@ class Conditions:
         losses: counters of the elements that casts change.
         progress: receiver of the progress.
         cancellation: object that cancels the work from another thread.
-        ahead: number of bytes of the source that may be prefetched.
+        budget: memory and threads for data on its way.
     """
 
     content: Meter = field(default_factory=Meter)
     losses: Losses = field(default_factory=Losses)
     progress: Progress = field(default_factory=Silent)
     cancellation: Cancellation = field(default_factory=Cancellation)
-    ahead: int = 0
+    budget: Budget = field(default_factory=Budget)
 
 
 class Content:
@@ -73,28 +75,44 @@ class Content:
         self._digest = ContentDigest()
         self._encryptor = None if task.cipher is None else Encryptor(task.cipher, self._put)
 
-    def emit(self, part: memoryview | bytes) -> None:
+    @property
+    def any_order(self) -> bool:
+        """Whether the functions of `emit_later` may be called in any order, see `Writer.any_order`."""
+        return self._encryptor is None and all(writer.any_order for writer in self._writers)
+
+    def emit(self, part: memoryview) -> None:
         """Pass on the next part."""
+        if (write := self.emit_later(part)) is not None:
+            write()
+
+    def emit_later(self, part: memoryview) -> Write | None:
+        """Pass on the next part. Return a function that writes it, or None if it was written, see `Writer.write_later`."""
         self._conditions.cancellation.check()
         self._tail.update(part)
-        if self._encryptor is None:
-            self._put(part)
-        else:
-            self._encryptor.update(part)
+        return self._put_later(part) if self._encryptor is None else partial(self._encryptor.update, part)
 
     def finish(self) -> str:
         """Pass on what follows the last part. Return the digest of the file."""
         if trailer := self._tail.content():
-            self.emit(trailer)
+            self.emit(memoryview(trailer))
         if self._encryptor is not None:
             self._encryptor.finish()
         return str(self._digest)
 
-    def _put(self, part: memoryview | bytes) -> None:
+    def _put(self, part: memoryview) -> None:
+        if (write := self._put_later(part)) is not None:
+            write()
+
+    def _put_later(self, part: memoryview) -> Write | None:
         self._digest.update(part)
-        for writer in self._writers:
-            writer.write(part)
-            self._conditions.progress.advance(len(part))
+        self._conditions.progress.advance(len(part) * len(self._writers))
+        writes = [write for writer in self._writers if (write := writer.write_later(part)) is not None]
+        return partial(_call_all, writes) if len(writes) > 1 else next(iter(writes), None)
+
+
+def _call_all(functions: Iterable[Write]) -> None:
+    for function in functions:
+        function()
 
 
 class _Tail:
@@ -135,10 +153,10 @@ def assemble(task: Task, plan: RankPlan, writer: Writer, conditions: Conditions,
 
     with closing(task.source_files(conditions.content)) as files:
         sent = (move for part in planned if part.rank is None for move in laid_out[part.first : part.end])
-        files.expect(reads(sent), conditions.ahead)
+        files.expect(reads(sent), conditions.budget)
         for part in planned:
             if part.rank is None:
-                carry_out([*laid_out[part.first : part.end], None], files, emit, conditions.losses)
+                carry_out(laid_out[part.first : part.end], files, emit, conditions.losses)
                 if part is not planned[-1]:
                     writer.cut()
             else:
@@ -173,13 +191,13 @@ def produce(task: Task, plan: RankPlan, writer: Writer, conditions: Conditions) 
     with closing(task.source_files(conditions.content)) as files:
         if _has_sum_in_header(task):
             found = _HeaderSum(plan, conditions.cancellation)
-            files.expect(reads(moves(plan, found.spans)), conditions.ahead)
+            files.expect(reads(moves(plan, found.spans)), conditions.budget)
             carry_out(moves(plan, found.spans), files, found.emit)
             crc = found.crc
-        files.expect(reads(moves(plan, task.pieces(plan.rank, crc))), conditions.ahead)
-        overlap = plan.written_nbytes > TILE_BYTES
+        files.expect(reads(moves(plan, task.pieces(plan.rank, crc))), conditions.budget)
+        threads = conditions.budget.writes if content.any_order else 1
         steps = _until_cancelled(moves(plan, task.pieces(plan.rank, crc)), conditions.cancellation)
-        carry_out(steps, files, content.emit, conditions.losses, overlap=overlap)
+        carry_out(steps, files, content.emit_later, conditions.losses, threads=threads if plan.written_nbytes > TILE_BYTES else 0)
         digest = content.finish()
         files.check_unchanged()
     return digest

@@ -11,51 +11,88 @@ from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.output import Checksum
 from reshard.engine.cast import Losses, cast
 from reshard.engine.gather import Gatherer, element_type
-from reshard.engine.moves import TILE_BYTES
+from reshard.engine.memory import BUFFER_BYTES, TILE_BYTES
 from reshard.engine.overlap import emitting
 from reshard.engine.small import Small, placed
+from reshard.storage.buffers import ALIGNMENT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from reshard.engine.gather import SourceFiles
     from reshard.engine.moves import Fill, Move
+    from reshard.engine.overlap import Emit, Output
     from reshard.engine.small import Placed
     from reshard.plan.columns import Numbers
 
 
-def carry_out(
-    moves: Iterable[Move],
-    files: SourceFiles,
-    emit: Callable[[memoryview], None],
-    losses: Losses | None = None,
-    *,
-    overlap: bool = False,
-) -> None:
+def carry_out(moves: Iterable[Move], files: SourceFiles, emit: Emit, losses: Losses | None = None, *, threads: int = 0) -> None:
     """Produce the bytes of these moves, in order.
 
     Args:
-        moves: moves to execute. The last move emits the rest of the buffer.
+        moves: moves to execute.
         files: files of the source.
-        emit: callback with the next part of the file. The buffer is reused after it returns.
+        emit: callback with the next part of the file, see `emitting`.
         losses: counters of the elements that casts change.
-        overlap: whether a second thread calls `emit`, while this thread reads the next bytes.
+        threads: number of threads that write, see `emitting`.
 
     Raises:
         DataError, StorageError: the source cannot be read.
         Exception: `emit` failed. It is not called again.
     """
-    producer = Producer(Gatherer(files, TILE_BYTES), losses)
-    with emitting(emit, TILE_BYTES, overlap=overlap) as pass_on:
-        memory, filled = memoryview(bytearray(TILE_BYTES)), 0
+    with emitting(emit, BUFFER_BYTES if threads else TILE_BYTES + ALIGNMENT, threads) as output:
+        tiles = Tiles(Gatherer(files, TILE_BYTES), output, TILE_BYTES, losses)
         for move in moves:
-            if move is not None:
-                filled += producer.carry_out(move, memory, filled)
-                continue
-            if filled:
-                producer.finish(memory)
-                memory = pass_on(memory, filled)
-            filled = 0
+            tiles.carry_out(move)
+        tiles.finish()
+
+
+class Tiles:
+    """Produces a file in the buffers of an output, which contain one or more tiles each.
+
+    The parts that are emitted end at a multiple of `ALIGNMENT` of the file, as writes past the page cache require. What is
+    left of a tile precedes the next one.
+
+    Args:
+        gatherer: gatherer of the source's elements.
+        output: output of the file. Its buffers have room for `ALIGNMENT` more than the tiles.
+        tile_bytes: maximum length of a tile.
+        losses: counters of the elements that casts change.
+    """
+
+    def __init__(self, gatherer: Gatherer, output: Output, tile_bytes: int, losses: Losses | None = None) -> None:
+        self._producer = Producer(gatherer, losses)
+        self._output, self._tile_bytes = output, tile_bytes
+        self._tile = output.buffer  # it continues the buffer from `_start`
+        self._start = self._filled = self._emitted = 0
+
+    def carry_out(self, move: Move) -> None:
+        """Carry out the next move, or emit the tile."""
+        if move is not None:
+            self._filled += self._producer.carry_out(move, self._tile, self._filled)
+            return
+        self.settle()
+        end = self._start + self._filled
+        whole = end - end % ALIGNMENT
+        if whole > self._emitted:
+            self._output.emit(self._emitted, whole)
+        self._emitted, self._start, self._filled = whole, end, 0
+        if end + self._tile_bytes > len(self._output.buffer):
+            rest = self._output.buffer[whole:end]
+            self._output.exchange()  # no other thread fills buffers, so the rest is unchanged
+            self._output.buffer[: len(rest)] = rest
+            self._emitted, self._start = 0, len(rest)
+        self._tile = self._output.buffer[self._start :]
+
+    def settle(self) -> None:
+        """Read what earlier moves have left to be read."""
+        self._producer.finish(self._tile)
+
+    def finish(self) -> None:
+        """Emit the rest of the file."""
+        self.settle()
+        if self._start + self._filled > self._emitted:
+            self._output.emit(self._emitted, self._start + self._filled)
 
 
 def fill(moves: Iterable[Move], gatherer: Gatherer, into: memoryview) -> None:

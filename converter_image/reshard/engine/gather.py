@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from reshard.checkpoint.inventory import Inventory, TensorEntry
+    from reshard.engine.memory import Budget
     from reshard.engine.small import Placed
     from reshard.storage.ahead import Read
     from reshard.storage.protocol import Reader, ReadStore
@@ -74,24 +76,29 @@ class SourceFiles:
         self._lock = threading.Lock()
         self._content = content
 
-    def expect(self, reads: Iterable[Read], memory: int) -> None:
-        """Prefetch the reads that will follow, in this order, with a limited amount of memory.
+    def expect(self, reads: Iterable[Read], budget: Budget) -> None:
+        """Prefetch the reads that will follow, in this order, if the first one waits for a server or a disk.
 
-        If reads cost no round trip, nothing is prefetched, and `reads` is not consumed.
+        Args:
+            reads: reads in their order. The others are not consumed if the first one does not wait.
+            budget: memory for prefetched data.
         """
-        if not self.remote:
-            return
         if self._ahead is not None:
             self._ahead.close()
-        self._ahead = Ahead(reads, self._opened, memory)
+            self._ahead = None
+        following = iter(reads)
+        first = next(following, None)
+        if first is not None and self._opened(first[0]).waits:
+            memory = budget.ahead if self.remote else budget.disk_ahead
+            self._ahead = Ahead(chain([first], following), self._opened, memory, disk=not self.remote)
 
     def reader(self, rank: int) -> Reader:
         """See `OpenFiles.reader`."""
         return self._opened(rank) if self._ahead is None else self._ahead.reader(rank)
 
-    def view(self, rank: int, offset: int, length: int) -> memoryview | None:  # noqa: ARG002 - the arguments of the protocol
-        """See `OpenFiles.view`. No bytes are in memory."""
-        return None
+    def view(self, rank: int, offset: int, length: int) -> memoryview | None:
+        """See `OpenFiles.view`. Bytes that are prefetched are in memory until the next call."""
+        return None if self._ahead is None else self._ahead.view(rank, offset, length)
 
     def _opened(self, rank: int) -> Reader:
         reader = self._open.get(rank)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from reshard.checkpoint.encryption import BLOCK_BYTES
 from reshard.plan.passes import Limits
 from reshard.storage.ahead import GAP_BYTES, WINDOWS, longest_request
+from reshard.storage.buffers import ALIGNMENT
 from reshard.storage.local.descriptors import writable_files
 
 if TYPE_CHECKING:
@@ -20,11 +21,15 @@ if TYPE_CHECKING:
     from reshard.plan import Model
     from reshard.storage.protocol import ReadStore, Store
 
+# Bytes that are read, cut and hashed at a time: few enough to stay in the CPU cache between these steps.
+TILE_BYTES = (1 << 20) - ALIGNMENT
+# Two tiles are handed to another thread together. Waking it for each of them would take more processor time.
+BUFFER_BYTES = 2 * (TILE_BYTES + ALIGNMENT)
 # More concurrent ranks rarely make one machine faster, and each takes memory.
 MOST_WORKERS = 8
 # Upper bounds of the measurements in docs/performance.md: the interpreter with its libraries, and the buffers of each worker;
 _BASE_BYTES = 64 << 20
-_BYTES_PER_WORKER = 6 << 20
+_BYTES_PER_WORKER = 4 << 20
 # for each parameter name, in headers, strategies, inventory and manifest, and in the plans of concurrent ranks.
 _BYTES_PER_NAME = 4096
 _BYTES_PER_CHARACTER = 8
@@ -40,7 +45,7 @@ _UPLOAD_BYTES = 48 << 20
 _BATCH_BYTES = 8 << 20
 _BATCHES = 3
 _TILES_BYTES = 64 << 20
-_LARGEST_TILE = 1 << 20
+_LARGEST_TILE = TILE_BYTES
 _SMALLEST_TILE = 256 << 10
 _PASS_UPLOAD_BYTES = 128 << 20
 # The tensors and shards in the plans of all its files, each of which takes at most _BYTES_PER_COPY.
@@ -51,6 +56,12 @@ _LOCAL_REQUEST = 1 << 20
 _SHORT_READ = 64 << 10
 _SHORT_REQUEST = 4 << 20
 _LOCAL_GAP = 16 << 10
+# With a local disk: data that is prefetched past the page cache, and the number of threads that write at the same time, each of
+# them one buffer: for one worker, and for all. More do not make disks faster.
+_DISK_AHEAD_BYTES = 8 << 20
+_ALL_DISK_AHEAD_BYTES = 16 << 20
+_WRITES = 2
+_ALL_WRITES = 8
 # With casts: elements before and after, for each worker.
 _CAST_BYTES_PER_WORKER = 8 << 20
 # With encryption: its library.
@@ -61,15 +72,19 @@ _LEAST_UPLOAD_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The memory of one rank for data from and to an object store.
+    """The memory and the threads of one rank for data on its way.
 
     Attributes:
-        ahead: number of bytes to prefetch.
+        ahead: number of bytes to prefetch from an object store.
         upload: number of bytes that are buffered for uploads.
+        disk_ahead: number of bytes to prefetch from a disk.
+        writes: number of threads that write to a disk.
     """
 
     ahead: int = _AHEAD_BYTES
     upload: int = _UPLOAD_BYTES
+    disk_ahead: int = _DISK_AHEAD_BYTES
+    writes: int = _WRITES
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +125,12 @@ def budget(workers: int) -> Budget:
     >>> budget(2).ahead >> 20, budget(16).ahead >> 20
     (28, 8)
     """
-    return Budget(max(_LEAST_AHEAD_BYTES, _AHEAD_BYTES // workers), max(_LEAST_UPLOAD_BYTES, _UPLOAD_BYTES // workers))
+    return Budget(
+        max(_LEAST_AHEAD_BYTES, _AHEAD_BYTES // workers),
+        max(_LEAST_UPLOAD_BYTES, _UPLOAD_BYTES // workers),
+        min(_DISK_AHEAD_BYTES, _ALL_DISK_AHEAD_BYTES // workers),
+        max(1, min(_WRITES, _ALL_WRITES // workers)),
+    )
 
 
 def pass_limits(source: ReadStore, target: Store, size: int, *, encrypts: bool) -> Limits:
@@ -174,7 +194,9 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
 
     active = min(workers, model.target_ranks)
     share = budget(active)
-    alone = active * (_BYTES_PER_WORKER + len(names) * _BYTES_PER_NAME_AND_WORKER)
+    writes = 1 if target.remote else share.writes
+    alone = active * (_BYTES_PER_WORKER + (writes + 1) * BUFFER_BYTES + len(names) * _BYTES_PER_NAME_AND_WORKER)
+    alone += 0 if source.remote else active * share.disk_ahead
     alone += active * (_CAST_BYTES_PER_WORKER if casts else 0) + (active * copies * _BYTES_PER_COPY if shards else 0)
     # Ciphertext that waits for decryption takes the same again.
     alone += active * share.ahead * (1 + decrypts) if source.remote else 0

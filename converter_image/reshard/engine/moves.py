@@ -10,6 +10,7 @@ import numpy as np
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.output import Checksum, Span
 from reshard.engine.gather import reads_of_box, span_bytes
+from reshard.engine.memory import TILE_BYTES
 from reshard.engine.small import Small, reads_of_small
 from reshard.layout.box import Box
 from reshard.layout.tiles import flat_span, next_tile
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from reshard.plan.geometry import Overlap
     from reshard.storage.ahead import Read
 
-# Bytes that are read, cut, hashed and written at a time: few enough to stay in the CPU cache between these steps.
-TILE_BYTES = 1 << 20
 # A tile with less room than this is passed on, rather than filled with a small fragment.
 _SPLINTER_BYTES = 64 << 10
 

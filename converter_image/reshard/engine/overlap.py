@@ -1,4 +1,4 @@
-"""Emit the parts of a file in a second thread, while the next part is produced."""
+"""Write the parts of a file in other threads, while the next parts are produced."""
 
 from __future__ import annotations
 
@@ -8,86 +8,114 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING
 
+from reshard.storage.buffers import buffers
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# Buffers of a file: one that is filled, one that is emitted, and one that waits between them.
-BUFFERS = 3
+    from reshard.storage.protocol import Write
+
+    Emit = Callable[[memoryview], Write | None]
 
 
 @contextmanager
-def emitting(
-    emit: Callable[[memoryview], None], buffer_bytes: int, *, overlap: bool
-) -> Iterator[Callable[[memoryview, int], memoryview]]:
-    """Yield a function that emits the first bytes of a buffer, and returns a buffer of `buffer_bytes` to fill next.
-
-    Its first argument is a buffer that it has returned, or, at the first call, any other buffer of that size. All parts have been
-    emitted, in order, when the context ends without an error.
+def emitting(emit: Emit, nbytes: int, threads: int) -> Iterator[Output]:
+    """Yield the output of a file. All parts have been written when the context ends without an error.
 
     Args:
-        emit: callback with the next part of the file.
-        buffer_bytes: size of each buffer.
-        overlap: whether a second thread calls `emit`, in the context of this thread.
+        emit: callback with the next part of the file. If it does not write the part, it returns a function that does.
+        nbytes: length of each buffer.
+        threads: number of threads that call what `emit` returns. One thread keeps the order of the parts. 0: no other thread.
 
     Raises:
-        Exception: `emit` failed. It is not called again.
+        Exception: `emit` or a write failed. Neither is called again.
+    """
+    if not threads:
+        yield Output(emit, *buffers(nbytes, 1))
+        return
+    output = _ThreadedOutput(emit, nbytes, threads)
+    try:
+        yield output
+    except BaseException as error:
+        output.end(error)
+        raise
+    output.end()
+
+
+class Output:
+    """Takes the parts of a file in order, and writes each of them at once.
+
+    Attributes:
+        buffer: memory to produce the next parts in. It starts at a page, as writes past the page cache require.
     """
 
-    def at_once(buffer: memoryview, filled: int) -> memoryview:
-        emit(buffer[:filled])
-        return buffer
+    def __init__(self, emit: Emit, buffer: memoryview) -> None:
+        self._emit, self.buffer = emit, buffer
 
-    if not overlap:
-        yield at_once
-        return
-    second = _Second(emit, buffer_bytes)
-    try:
-        yield second.pass_on
-    except BaseException as error:
-        second.end(error)
-        raise
-    second.end()
+    def emit(self, start: int, end: int) -> None:
+        """Take a part of the buffer, which must not be modified before `exchange`."""
+        if (write := self._emit(self.buffer[start:end])) is not None:
+            write()
+
+    def exchange(self) -> None:
+        """Replace the buffer by one whose parts have been written. Parts that were not emitted are lost."""
 
 
-class _Second:
-    """The second thread, its buffers, and the first failure."""
+class _ThreadedOutput(Output):
+    """Hands each buffer with its writes to one of several threads. Keeps the first failure."""
 
-    def __init__(self, emit: Callable[[memoryview], None], buffer_bytes: int) -> None:
-        self._emit = emit
+    def __init__(self, emit: Emit, nbytes: int, threads: int) -> None:
+        first, *free = buffers(nbytes, threads + 1)
+        super().__init__(emit, first)
         self._failure: BaseException | None = None
-        self._full: SimpleQueue[tuple[memoryview, int] | None] = SimpleQueue()
+        self._writes: list[Write] = []  # of the buffer that is being filled
+        self._full: SimpleQueue[tuple[memoryview, list[Write]] | None] = SimpleQueue()
         self._free: SimpleQueue[memoryview] = SimpleQueue()
-        for _ in range(BUFFERS - 1):  # the caller brings one
-            self._free.put(memoryview(bytearray(buffer_bytes)))
-        self._thread = Thread(target=copy_context().run, args=(self._run,), name="reshard-emit")
-        self._thread.start()
+        for buffer in free:
+            self._free.put(buffer)
+        context = copy_context()
+        self._threads = [Thread(target=context.copy().run, args=(self._run,), name="reshard-write") for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def emit(self, start: int, end: int) -> None:
+        """See `Output.emit`.
+
+        Raises:
+            Exception: an earlier write failed.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if (write := self._emit(self.buffer[start:end])) is not None:
+            self._writes.append(write)
+
+    def exchange(self) -> None:
+        """See `Output.exchange`."""
+        self._full.put((self.buffer, self._writes))
+        self.buffer, self._writes = self._free.get(), []
 
     def _run(self) -> None:
         while (part := self._full.get()) is not None:
-            buffer, filled = part
-            if self._failure is None:
-                try:
-                    self._emit(buffer[:filled])
-                except BaseException as error:  # noqa: BLE001 - the other thread raises it
-                    self._failure = error
+            buffer, writes = part
+            try:
+                for write in writes:
+                    if self._failure is None:
+                        write()
+            except BaseException as error:  # noqa: BLE001 - the first thread raises it
+                self._failure = self._failure or error
             self._free.put(buffer)
 
-    def pass_on(self, buffer: memoryview, filled: int) -> memoryview:
-        """See `emitting`."""
-        self._full.put((buffer, filled))
-        following = self._free.get()
-        if self._failure is not None:
-            raise self._failure
-        return following
-
     def end(self, failure: BaseException | None = None) -> None:
-        """Wait for the thread. After a failure, parts that wait are not emitted.
+        """Wait for all threads. After a failure, nothing else is written.
 
         Raises:
-            Exception: `emit` failed, and there is no other failure.
+            Exception: a write failed, and there is no other failure.
         """
         self._failure = self._failure or failure
-        self._full.put(None)
-        self._thread.join()
+        self._full.put((self.buffer, self._writes))
+        for _ in self._threads:
+            self._full.put(None)
+        for thread in self._threads:
+            thread.join()
         if failure is None and self._failure is not None:
             raise self._failure

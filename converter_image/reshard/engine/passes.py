@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
-from mmap import mmap
 from typing import TYPE_CHECKING
 
-from reshard.engine.execute import Producer
+from reshard.engine.execute import Tiles
 from reshard.engine.gather import Gatherer
+from reshard.engine.overlap import Output
+from reshard.storage.buffers import ALIGNMENT, buffers
 from reshard.storage.fetched import Fetched
 
 if TYPE_CHECKING:
@@ -75,10 +76,11 @@ class _Pass:
         workers: ThreadPoolExecutor,
     ) -> None:
         self._files, self._budget, self._fetchers = files, budget, fetchers
-        self._outputs = [_Output(files, sink, budget.tile) for sink in sinks]
+        tiles = buffers(budget.tile + ALIGNMENT, len(sinks))
+        self._outputs = [_Output(files, *each, budget.tile) for each in zip(sinks, tiles, strict=True)]
         self._queues = [_Queue(workers) for _ in sinks]
         self._room = threading.Semaphore(budget.batches)
-        self._idle: list[mmap] = []  # own pages, which return to the system
+        self._idle: list[memoryview] = []
         self._failure: BaseException | None = None
 
     def start(self, batch: Batch) -> None:
@@ -91,7 +93,7 @@ class _Pass:
         if self._failure is not None:
             raise self._failure
         budget, total = self._budget, sum(r.end - r.start for r in batch.ranges)
-        memory = self._idle.pop() if self._idle and total <= budget.batch else mmap(-1, max(total, budget.batch))
+        memory = self._idle.pop() if self._idle and total <= budget.batch else buffers(max(total, budget.batch), 1)[0]
         fetched = Fetched(batch.ranges, memory, self._fetch, self._fetchers, longest=budget.longest, grouped=budget.grouped)
         users = _Users(len(batch.moves), partial(self._release, fetched))
         for number, moves in batch.moves:
@@ -180,31 +182,23 @@ class _Queue:
 class _Output:
     """One file: the context in which it is written, its tile, and what is left to calculate for it."""
 
-    def __init__(self, files: SourceFiles, sink: Sink, tile_bytes: int) -> None:
-        self._sink, self._tile_bytes = sink, tile_bytes
+    def __init__(self, files: SourceFiles, sink: Sink, buffer: memoryview, tile_bytes: int) -> None:
+        self._sink, self._buffer, self._tile_bytes = sink, buffer, tile_bytes
         self._stack = ExitStack()
-        self._emit: Callable[[memoryview], None] | None = None
         self._batch = _BatchFiles(files)
-        self._producer = Producer(Gatherer(self._batch, tile_bytes), sink.losses)
-        self._tile, self._filled = memoryview(b""), 0
+        self._tiles: Tiles | None = None
 
     def carry_out(self, moves: Sequence[Move], fetched: Fetched, *, last: bool) -> None:
         """Carry out the next moves, which use a batch. Complete the file if they are the last."""
-        if self._emit is None:
-            self._emit = self._stack.enter_context(self._sink.opened)
-            self._tile = memoryview(bytearray(self._tile_bytes))
+        if self._tiles is None:
+            output = Output(self._stack.enter_context(self._sink.opened), self._buffer)
+            self._tiles = Tiles(Gatherer(self._batch, self._tile_bytes), output, self._tile_bytes, self._sink.losses)
         self._batch.fetched = fetched
         for move in moves:
-            if move is not None:
-                self._filled += self._producer.carry_out(move, self._tile, self._filled)
-                continue
-            self._producer.finish(self._tile)
-            if self._filled:
-                self._emit(self._tile[: self._filled])
-            self._filled = 0
-        self._producer.finish(self._tile)  # what it has left to read is in this batch
+            self._tiles.carry_out(move)
+        self._tiles.settle()  # what is left to be read is in this batch
         if last:
-            self._tile = memoryview(b"")
+            self._tiles.finish()
             self._stack.close()
 
     def abort(self, error: BaseException) -> None:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 from reshard.checkpoint.manifest import FileRecord
 from reshard.checkpoint.output import Span
 from reshard.engine.content import Conditions, Content, Shared, assemble, produce, produce_together
+from reshard.engine.memory import Budget
 from reshard.engine.verify import check_file, unreadable
 from reshard.errors import BugError, DataError, ReshardError
 from reshard.plan.passes import equal_files
 from reshard.progress import Cancellation
 from reshard.source.encrypted import decrypting
 from reshard.source.headers import Blocks, heads
+from reshard.spec.storage_options import StorageOptions
 from reshard.storage import open_store, parent_and_name
 from reshard.storage.ahead import prefetched
 from reshard.storage.cancellable import CancellableReader
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from reshard.checkpoint.manifest import Verified
     from reshard.engine.cast import Losses
     from reshard.engine.gather import SourceFiles
-    from reshard.engine.memory import Budget, PassBudget
+    from reshard.engine.memory import PassBudget
     from reshard.engine.task import Task
     from reshard.plan import RankPlan
     from reshard.progress import Progress
@@ -88,9 +90,9 @@ class Run:
     cancellation: Cancellation
     progress: Progress
 
-    def conditions(self, ahead: int = 0) -> Conditions:
-        """Return new conditions for producing a file, with `ahead` bytes to prefetch."""
-        return Conditions(progress=self.progress, cancellation=self.cancellation, ahead=ahead)
+    def conditions(self, budget: Budget) -> Conditions:
+        """Return new conditions for producing a file."""
+        return Conditions(progress=self.progress, cancellation=self.cancellation, budget=budget)
 
 
 class _RankFile:
@@ -178,7 +180,7 @@ def write_rank(run: Run, rank: int, budget: Budget) -> Written:
         BugError: the file differs from the source. It is kept for inspection.
         ReshardError: the file cannot be written or compared. It was deleted.
     """
-    task, plan, conditions = run.task, run.task.planner.plan(rank), run.conditions(budget.ahead)
+    task, plan, conditions = run.task, run.task.planner.plan(rank), run.conditions(budget)
     file = _RankFile(run, plan, conditions.losses, lambda: conditions.content.traffic, budget.upload)
     limits = run.state.target.store.part_limits if task.request.options.copy_mode == "Server" else None
     with file.opened() as writer:
@@ -200,7 +202,7 @@ def write_together(run: Run, ranks: Sequence[int], budget: PassBudget) -> list[W
     shares = _Shares(content, ranks)
     with closing(task.source_files(content)) as source:
         for equal in alike:
-            conditions = run.conditions()
+            conditions = run.conditions(Budget())
             files = [_RankFile(run, plans[r], conditions.losses, partial(shares.take, r), budget.upload) for r in equal]
             made += files
             opened = _produced(task, files, [_Apart(file.opened()) for file in files], conditions, source)
@@ -271,8 +273,9 @@ def write_alone(task: Task, rank: int, url: str, *, share: Budget) -> None:
     """
     with phase("write_rank", rank=rank) as measured:
         folder, path = parent_and_name(url)
-        store, plan, size = open_store(folder), task.planner.plan(rank), task.file_size(rank)
-        conditions = Conditions(ahead=share.ahead)
+        store = open_store(folder, StorageOptions(io=task.request.storage_options.target.io))
+        plan, size = task.planner.plan(rank), task.file_size(rank)
+        conditions = Conditions(budget=share)
         temporary, mode = f"{path}.{uuid.uuid4().hex}.tmp", task.request.options.file_mode
         writer = store.create(path, temporary=temporary, mode=mode, size=size, memory=share.upload)
         try:

@@ -7,7 +7,8 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from reshard.engine.gather import reads_of_box
-from reshard.engine.moves import TILE_BYTES, Fill, length_of
+from reshard.engine.memory import TILE_BYTES
+from reshard.engine.moves import Fill, length_of
 from reshard.layout.box import Box
 from reshard.layout.tiles import flat_span
 

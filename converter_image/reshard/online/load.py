@@ -11,8 +11,8 @@ import numpy as np
 from reshard.checkpoint.output import Span
 from reshard.engine.execute import fill
 from reshard.engine.gather import Gatherer
-from reshard.engine.memory import budget, default_workers
-from reshard.engine.moves import TILE_BYTES, moves, reads_of_spans
+from reshard.engine.memory import TILE_BYTES, budget, default_workers
+from reshard.engine.moves import moves, reads_of_spans
 from reshard.online.frameworks import tensor_maker
 from reshard.plan import prove
 from reshard.progress import Silent
@@ -240,7 +240,7 @@ def _read(task: Task, plan: RankPlan, makers: Sequence[Maker], meter: Meter | No
     spans = [Span(number, 0, tensor.written_nbytes) for number, tensor in enumerate(plan.tensors)]
     with closing(task.source_files(meter)) as files:
         gatherer = Gatherer(files, TILE_BYTES)
-        files.expect(reads_of_spans(plan, spans), budget(1).ahead)
+        files.expect(reads_of_spans(plan, spans), budget(1))
         for tensor, span, make in zip(plan.tensors, spans, makers, strict=True):
             content = np.empty(span.length, np.uint8)
             if span.length:

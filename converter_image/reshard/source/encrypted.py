@@ -50,6 +50,11 @@ class DecryptingReader(BoundedReader):
         self._contents = blocks.contents(cipher)
         self._remote = remote
 
+    @property
+    def waits(self) -> bool:
+        """See `Reader.waits`."""
+        return self._remote
+
     def read_into(self, view: memoryview, offset: int) -> None:
         """See `Reader.read_into`."""
         self._check_inside(offset, len(view))

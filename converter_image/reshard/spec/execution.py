@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import msgspec
 
+from reshard.spec.storage_options import Io
+
 _Count = Annotated[int, msgspec.Meta(ge=1)]
 _Seconds = Annotated[int, msgspec.Meta(ge=0)]
 _Id = Annotated[int, msgspec.Meta(ge=0, le=2_147_483_647)]
@@ -52,7 +54,7 @@ class PodTemplateSpec(Strict, frozen=True):
 
 
 class ExecutionSpec(Strict, frozen=True):
-    """Distribution of the work among pods, and its limits.
+    """Distribution of the work among pods, its limits, and access to files.
 
     Attributes:
         parallelism: maximum number of pods that write ranks at a time.
@@ -62,6 +64,7 @@ class ExecutionSpec(Strict, frozen=True):
         startup_deadline_seconds: time after which the transform fails if pods cannot start (wrong image, missing Secret).
         active_deadline_seconds: maximum duration of all ranks.
         ttl_seconds_after_finished: time for which Jobs and pods are kept after the transform has ended.
+        io: how large files on file systems are read and written, see `StorageOptions.io`.
         pod_template: additions to the pods.
     """
 
@@ -72,4 +75,5 @@ class ExecutionSpec(Strict, frozen=True):
     startup_deadline_seconds: _Seconds = 600
     active_deadline_seconds: _Count | None = None
     ttl_seconds_after_finished: _Seconds = 3600
+    io: Io = "Auto"
     pod_template: PodTemplateSpec = PodTemplateSpec()

@@ -204,8 +204,8 @@ def _to_request(
             overwrite=spec.overwrite,
         ),
         storage_options=RequestStorageOptions(
-            source=storage_options.get("source", StorageOptions()),
-            target=storage_options.get("target", StorageOptions()),
+            source=storage_options.get("source", StorageOptions(io=spec.execution.io)),
+            target=storage_options.get("target", StorageOptions(io=spec.execution.io)),
             source_strategy=storage_options.get("source-strategy"),
             target_strategy=storage_options.get("target-strategy"),
         ),

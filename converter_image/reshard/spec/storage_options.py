@@ -1,4 +1,4 @@
-"""Options for access to object stores. By default, they are resolved like those of the AWS CLI."""
+"""Options for access to storages. Those of object stores are resolved like those of the AWS CLI by default."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import msgspec
 
 Addressing = Literal["Auto", "Path", "Virtual"]
 Checksums = Literal["Auto", "MD5", "None"]
+Io = Literal["Auto", "Direct", "Buffered"]
 
 
 class StorageOptions(msgspec.Struct, frozen=True):
-    """Options of one object store. Fields that are None are resolved from the AWS environment (variables, profile, role).
+    """Options of one storage. Fields that are None are resolved from the AWS environment (variables, profile, role).
 
     Attributes:
         endpoint: URL of the server.
@@ -22,6 +23,8 @@ class StorageOptions(msgspec.Struct, frozen=True):
             The files are read again when they change.
         profile: profile of the AWS configuration.
         checksums: checksum of uploads. "Auto": the strongest of CRC32, MD5 and none that the server accepts.
+        io: how large files on file systems are read and written. "Direct": past the page cache of the system. "Buffered": through
+            it. "Auto": past it, if the file system supports this and the bytes are not in it.
     """
 
     endpoint: str | None = None
@@ -31,6 +34,7 @@ class StorageOptions(msgspec.Struct, frozen=True):
     credentials: str | None = None
     profile: str | None = None
     checksums: Checksums = "Auto"
+    io: Io = "Auto"
 
 
 class RequestStorageOptions(msgspec.Struct, frozen=True):

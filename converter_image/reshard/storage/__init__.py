@@ -24,13 +24,13 @@ def open_store(url: str, storage_options: StorageOptions | None = None) -> Store
         RequestError: the scheme is not supported, or a package that it requires is not installed.
         UsageError: the URL or the configuration of the object store is invalid.
     """
-    url = normalized(url)
+    url, storage_options = normalized(url), storage_options or StorageOptions()
     if url.startswith(S3):
         with needs_extra("s3", url):
             from reshard.storage.s3 import S3Store  # noqa: PLC0415 - botocore takes a fifth of a second and 30 MB
 
-        return S3Store(url, storage_options or StorageOptions())
-    return LocalStore(url)
+        return S3Store(url, storage_options)
+    return LocalStore(url, storage_options.io)
 
 
 def address_of(url: str) -> str:

@@ -9,9 +9,9 @@ from bisect import bisect_right
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from mmap import mmap
 from typing import TYPE_CHECKING
 
+from reshard.storage.buffers import ALIGNMENT, buffers
 from reshard.storage.fetched import Fetched, Range
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ Read = tuple[int, int, int]
 
 # Reading a gap of this many bytes takes less time than another request.
 GAP_BYTES = 512 << 10
+# A disk needs fewer windows, because it reads one range after the other.
+_DISK_GAP = 16 << 10
+_DISK_WINDOWS = 2
 # Long enough that transfer dominates the overhead of a request: a GiB takes the client 1.6 s of CPU time in requests of 3.5 MiB,
 # and 0.8 s in requests of 7 MiB.
 _LONGEST_REQUEST = 8 << 20
@@ -37,19 +40,22 @@ WINDOWS = 4
 class Window:
     """Ranges that are fetched together. Reads with gaps of at most `gap` bytes between them are fetched with the gaps.
 
+    Ranges consist of whole blocks of `block` bytes. The last one may end after the end of the file.
+
     Attributes:
         nbytes: number of bytes to fetch.
     """
 
-    def __init__(self, gap: int = GAP_BYTES) -> None:
+    def __init__(self, gap: int = GAP_BYTES, block: int = 1) -> None:
         self.nbytes = 0
-        self._gap = gap
+        self._gap, self._block = gap, block
         self._found: dict[int, list[tuple[int, int]]] = {}  # disjoint ranges of each file, in ascending order
 
     def add(self, read: Read, most: int | None = None) -> bool:
         """Add a read, unless the window would then exceed `most` bytes and already has some. Return whether it was added."""
         file, start, length = read
-        found, end, gap = self._found.get(file, []), start + length, self._gap
+        found, end, gap, block = self._found.get(file, []), start + length, self._gap, self._block
+        start, end = start - start % block, end + -end % block
         first = last = len(found)
         if found and start < found[-1][0]:  # nearly always `start` follows all ranges
             last = bisect_right(found, end + gap, key=lambda r: r[0])
@@ -71,17 +77,17 @@ class Window:
         return tuple(Range(file, start, end) for file, found in self._found.items() for start, end in found)
 
 
-def windows(reads: Iterable[Read], *, most: int, gap: int = GAP_BYTES) -> Iterator[tuple[Range, ...]]:
+def windows(reads: Iterable[Read], *, most: int, gap: int = GAP_BYTES, block: int = 1) -> Iterator[tuple[Range, ...]]:
     """Divide reads, in their order, into windows of at most `most` bytes. A longer read gets a separate window.
 
     >>> list(windows([(0, 0, 10), (1, 0, 10), (0, 12, 8), (0, 90, 10)], most=30, gap=4))
     [(Range(file=0, start=0, end=20), Range(file=1, start=0, end=10)), (Range(file=0, start=90, end=100),)]
     """
-    window = Window(gap)
+    window = Window(gap, block)
     for read in reads:
         if not window.add(read, most):
             yield window.ranges()
-            window = Window(gap)
+            window = Window(gap, block)
             window.add(read)
     if window.nbytes:
         yield window.ranges()
@@ -104,31 +110,47 @@ def longest_request(memory: int) -> int:
 
 
 class Ahead:
-    """Fetches the reads of one thread a few windows ahead."""
+    """Fetches the reads of one thread a few windows ahead.
 
-    def __init__(self, reads: Iterable[Read], opened: Callable[[int], Reader], memory: int) -> None:
-        self._window_bytes = memory // WINDOWS
-        self._request_bytes = longest_request(memory)
-        self._left = windows(reads, most=self._window_bytes)
+    Args:
+        reads: reads in their order.
+        opened: function that returns the reader of a file.
+        memory: number of bytes of all windows.
+        disk: whether the files are on a disk, so that whole blocks are read, and small gaps are not.
+    """
+
+    def __init__(self, reads: Iterable[Read], opened: Callable[[int], Reader], memory: int, *, disk: bool = False) -> None:
+        if disk:
+            self._count, self._request_bytes, gap, block = _DISK_WINDOWS, memory // _DISK_WINDOWS, _DISK_GAP, ALIGNMENT
+        else:
+            self._count, self._request_bytes, gap, block = WINDOWS, longest_request(memory), GAP_BYTES, 1
+        self._window_bytes = memory // self._count
+        self._left = windows(reads, most=self._window_bytes, gap=gap, block=block)
         self._opened = opened
-        self._pool = ThreadPoolExecutor(memory // self._request_bytes, thread_name_prefix="reshard-fetch")
+        self._pool = ThreadPoolExecutor(max(1, memory // self._request_bytes), thread_name_prefix="reshard-fetch")
         self._fetched: deque[Fetched] = deque()
-        self._idle: list[mmap] = []  # own pages, which return to the system: a heap would keep and fragment them
+        self._idle = buffers(self._window_bytes, self._count)
 
     def reader(self, file: int) -> Reader:
         """Return a reader of a file that uses fetched bytes."""
         return _AheadReader(self, file, self._opened(file))
 
-    def read_into(self, file: int, view: memoryview, offset: int) -> None:
-        """Fill `view` with the bytes of a file from `offset`, and release the windows before it."""
+    def view(self, file: int, offset: int, length: int) -> memoryview | None:
+        """Return bytes of a file until the next call, or None if they are not prefetched. Release the windows before them."""
         self._fetch()
         for passed, window in enumerate(self._fetched):
-            if (found := window.view(file, offset, len(view))) is not None:
-                view[:] = found
+            if (found := window.view(file, offset, length)) is not None:
                 for _ in range(passed):
                     self._let_go()
-                return
-        self._opened(file).read_into(view, offset)
+                return found
+        return None
+
+    def read_into(self, file: int, view: memoryview, offset: int) -> None:
+        """Fill `view` with the bytes of a file from `offset`, and release the windows before it."""
+        if (found := self.view(file, offset, len(view))) is not None:
+            view[:] = found
+        else:
+            self._opened(file).read_into(view, offset)
 
     def close(self) -> None:
         """Stop fetching."""
@@ -139,14 +161,15 @@ class Ahead:
         self._idle.clear()
 
     def _fetch(self) -> None:
-        while len(self._fetched) < WINDOWS and (window := next(self._left, None)) is not None:
+        while len(self._fetched) < self._count and (window := next(self._left, None)) is not None:
             total = sum(r.end - r.start for r in window)
             idle = self._idle and total <= self._window_bytes
-            memory = self._idle.pop() if idle else mmap(-1, max(total, self._window_bytes))
+            memory = self._idle.pop() if idle else buffers(max(total, self._window_bytes), 1)[0]
             self._fetched.append(Fetched(window, memory, self._request, self._pool, longest=self._request_bytes))
 
     def _request(self, file: int, view: memoryview, offset: int) -> None:
-        self._opened(file).read_into(view, offset)
+        reader = self._opened(file)
+        reader.read_into(view[: reader.size - offset], offset)
 
     def _let_go(self) -> None:
         """Release the oldest window."""
@@ -163,6 +186,11 @@ class _AheadReader:
         self._ahead, self._file = ahead, file
         self._opened = opened
         self.name, self.size, self.version, self.changed = opened.name, opened.size, opened.version, opened.changed
+
+    @property
+    def waits(self) -> bool:
+        """See `Reader.waits`. The reads are prefetched."""
+        return False
 
     def read(self, offset: int, length: int) -> bytes:
         """See `Reader.read`."""

@@ -61,6 +61,11 @@ class CancellableReader:
         self._reader, self._check = reader, check
         self.name, self.size, self.version, self.changed = reader.name, reader.size, reader.version, reader.changed
 
+    @property
+    def waits(self) -> bool:
+        """See `Reader.waits`."""
+        return self._reader.waits
+
     def read(self, offset: int, length: int) -> bytes:
         """See `Reader.read`."""
         self._check()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from concurrent.futures import Executor, Future
-    from mmap import mmap
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ class Fetched:
     def __init__(
         self,
         ranges: Iterable[Range],
-        memory: mmap,
+        memory: memoryview,
         fetch: Callable[[int, memoryview, int], None],
         pool: Executor,
         *,
@@ -62,12 +61,12 @@ class Fetched:
             for user in users:
                 user.append(future)
 
-        view, at, size = memoryview(memory), 0, 0
+        at = size = 0
         group: list[tuple[int, memoryview, int]] = []
         users: list[list[Future[None]]] = []
         for each in sorted(ranges, key=lambda r: (r.file, r.start)):
             n = each.end - each.start
-            held, requests = view[at : at + n], list["Future[None]"]()
+            held, requests = memory[at : at + n], list["Future[None]"]()
             at += n
             self._starts.setdefault(each.file, []).append(each.start)
             self._ranges.setdefault(each.file, []).append((each, held, requests))

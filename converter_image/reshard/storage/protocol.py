@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+
+    # Writes appended bytes, see `Writer.write_later`.
+    Write = Callable[[], None]
 
     from reshard.storage.traffic import Meter
 
@@ -94,6 +97,10 @@ class Reader(Protocol):
         Unlike the modification time, which is part of the version, this time cannot be set by programs.
         """
 
+    @property
+    def waits(self) -> bool:
+        """Whether large reads probably wait for a server or a disk, so that early reads of whole blocks are faster."""
+
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes from `offset`.
 
@@ -130,6 +137,20 @@ class Writer(Protocol):
 
         Raises:
             OutputError, StorageError: the bytes cannot be written.
+        """
+
+    @property
+    def any_order(self) -> bool:
+        """Whether the functions of `write_later` may be called in any order and at the same time, and not only in order."""
+
+    def write_later(self, data: memoryview) -> Write | None:
+        """Append `data`. Return a function that writes it, or None if it was written.
+
+        Any thread may call the function. The caller must not modify the buffer before, and must call all functions before
+        `write` or `finish`.
+
+        Raises:
+            OutputError, StorageError: the bytes cannot be written. The function raises the same errors.
         """
 
     def copy(self, reader: Reader, offset: int, length: int, meter: Meter) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reshard.engine.gather import Gatherer, SourceFiles, element_type
-from reshard.engine.moves import TILE_BYTES
+from reshard.engine.memory import TILE_BYTES
 from reshard.errors import DataError
 from reshard.layout.box import Box, shifted
 from reshard.layout.tiles import next_tile

@@ -16,6 +16,8 @@ _SHARE = 3 / 8
 _WRITTEN_SHARE = 1 / 2
 _FEWEST = 8
 _MOST = 4096
+# A file that is read past the page cache has two descriptors.
+_DESCRIPTORS_PER_FILE = 2
 
 
 class Descriptor:
@@ -25,14 +27,29 @@ class Descriptor:
         number: file descriptor. A caller must hold a reference to this object while it uses the descriptor.
     """
 
-    __slots__ = ("number",)
+    __slots__ = ("_direct", "number")
+    _lock = threading.Lock()
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self._direct: int | None = None
+
+    def direct(self) -> int:
+        """Return another descriptor of the same file, for reads past the page cache.
+
+        Raises:
+            OSError: the file system does not support it.
+        """
+        with self._lock:
+            if self._direct is None:
+                self._direct = open_descriptor(f"/proc/self/fd/{self.number}", os.O_RDONLY | os.O_DIRECT)
+            return self._direct
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at exit the module may be unloaded already
         """Close the file. Errors are ignored, because nothing was written to it."""
         close(self.number)
+        if self._direct is not None:
+            close(self._direct)
 
 
 class Evictable(Protocol):
@@ -90,7 +107,8 @@ READERS = DescriptorPool()
 def budget() -> int:
     """Return the maximum number of files that readers may have open. It depends on the limit of the process (`ulimit -n`)."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return _MOST if limit == resource.RLIM_INFINITY else max(_FEWEST, min(_MOST, int(limit * _SHARE)))
+    most = _MOST if limit == resource.RLIM_INFINITY else min(_MOST, int(limit * _SHARE))
+    return max(_FEWEST, most // _DESCRIPTORS_PER_FILE)
 
 
 def writable_files() -> int:

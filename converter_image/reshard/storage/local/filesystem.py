@@ -11,20 +11,32 @@ import os
 import stat as stat_bits
 from typing import TYPE_CHECKING
 
+from reshard.errors import RequestError
 from reshard.storage.local.descriptors import open_descriptor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY}
-_REFUSED = {*_UNSUPPORTED, errno.EPERM, errno.EACCES}
+    from reshard.spec.storage_options import Io
+
+# File systems that accept several direct writes at a time if space was allocated in advance. Others may not, or may send each of
+# them to a server.
+_DIRECT = {"ext4", "xfs"}
+UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY}
+_REFUSED = {*UNSUPPORTED, errno.EPERM, errno.EACCES}
 
 
 class FileSystem:
-    """The file system of one store, and the operations that it does not support."""
+    """The file system of one store, and the operations that it does not support.
 
-    def __init__(self) -> None:
+    Attributes:
+        io: see `StorageOptions.io`.
+    """
+
+    def __init__(self, io: Io = "Auto") -> None:
+        self.io = io
         self._notes: dict[str, None] = {}
+        self._direct: dict[int, bool] = {}
 
     @property
     def notes(self) -> Sequence[str]:
@@ -34,6 +46,13 @@ class FileSystem:
     def note(self, what: str, error: OSError | None = None) -> None:
         """Record that an operation was skipped."""
         self._notes[what if error is None else f"{what} ({error.strerror or error})"] = None
+
+    def allocates(self, folder: str) -> bool:
+        """Return whether files in a folder can be allocated in advance, and are then written faster past the page cache."""
+        device = os.stat(folder).st_dev
+        if device not in self._direct:
+            self._direct[device] = _type_of(device) in _DIRECT
+        return self._direct[device]
 
     def set_mode(self, file: int | str, mode: int | None) -> None:
         """Set the permission bits of a file or folder that was created with the same `mode`, unless it is None.
@@ -62,7 +81,7 @@ class FileSystem:
         try:
             os.fsync(file)
         except OSError as error:  # EIO, ENOSPC and EDQUOT mean that bytes are lost
-            if error.errno not in _UNSUPPORTED:
+            if error.errno not in UNSUPPORTED:
                 raise
             self.note("the file system does not support fsync on files; a power failure can lose recently written data", error)
 
@@ -135,6 +154,27 @@ class FileSystem:
         return True
 
 
+def _type_of(device: int) -> str:
+    """Return the type of a mounted file system, such as "ext4", or "" if it is unknown. See proc_pid_mountinfo(5)."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+        for mount in mounts:
+            described, _, kind = mount.partition(" - ")
+            if described.split(" ")[2] == number:
+                return kind.split(" ")[0]
+    return ""
+
+
+def no_direct_io(path: str, error: OSError) -> RequestError:
+    """Return the error for a file that cannot be read or written past the page cache, although the request insists on it."""
+    return RequestError(
+        "DirectIoUnsupported",
+        f"the file system does not support direct I/O: {error.strerror}",
+        where=path,
+        fix="omit --io direct (spec.execution.io: Direct), or choose another file system",
+    )
+
+
 def write_all(file: int, content: bytes | memoryview) -> None:
     """Write all bytes, with several system calls if necessary.
 
@@ -145,5 +185,10 @@ def write_all(file: int, content: bytes | memoryview) -> None:
     while view:
         n = os.write(file, view)
         if n == 0:
-            raise OSError(errno.EIO, "the file system accepted no bytes")
+            raise no_bytes_accepted()
         view = view[n:]
+
+
+def no_bytes_accepted() -> OSError:
+    """Return the error for a write that writes nothing, and would be repeated forever."""
+    return OSError(errno.EIO, "the file system accepted no bytes")

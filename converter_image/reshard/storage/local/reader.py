@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 from reshard.errors import BugError, DataError, MissingInputError, StorageError
 from reshard.storage.local.descriptors import READERS, Descriptor, open_descriptor
+from reshard.storage.local.direct_reads import SMALLEST_DIRECT_READ, DirectReads
 from reshard.storage.local.failures import failures
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from reshard.spec.storage_options import Io
     from reshard.storage.traffic import Meter
 
 
@@ -29,9 +31,9 @@ class LocalReader:
         descriptor: open descriptor, or None if it is closed.
     """
 
-    __slots__ = ("_closed", "_lock", "_meters", "changed", "descriptor", "name", "recently_read", "size", "version")
+    __slots__ = ("_closed", "_direct", "_lock", "_meters", "changed", "descriptor", "name", "recently_read", "size", "version")
 
-    def __init__(self, path: str, meter: Meter) -> None:
+    def __init__(self, path: str, meter: Meter, io: Io = "Auto") -> None:
         self.name = path
         self._meters: tuple[Meter, ...] = (meter,)
         self.recently_read = True  # or it would be the first to be closed
@@ -42,6 +44,7 @@ class LocalReader:
         self.size = found.st_size
         self.version = version_of(found)
         self.changed = changed_of(found)
+        self._direct = DirectReads(path, self.size, io, self._count)
         self.descriptor = descriptor
         READERS.add(self)
 
@@ -62,10 +65,14 @@ class LocalReader:
     def read_into(self, view: memoryview, offset: int) -> None:
         """See `Reader.read_into`."""
         file = self._opened()
-        done = calls = 0
+        done, large = 0, len(view) >= SMALLEST_DIRECT_READ
         while done < len(view):
+            left = view[done:] if done else view
             try:
-                n = os.preadv(file.number, [view[done:] if done else view], offset + done)
+                n = self._direct.read_into(file, left, offset + done) if large else 0
+                if not n:
+                    n = os.preadv(file.number, [left], offset + done)
+                    self._count(n, 1)
             except OSError as error:
                 raise StorageError(
                     "ReadFailed",
@@ -75,8 +82,7 @@ class LocalReader:
                 ) from error
             if n == 0:
                 self._ends_early(offset, len(view))
-            done, calls = done + n, calls + 1
-        self._count(done, calls)
+            done += n
 
     def read_runs(self, view: memoryview, length: int, offsets: Sequence[int]) -> None:
         """See `Reader.read_runs`. Makes one system call for each run."""
@@ -99,10 +105,17 @@ class LocalReader:
         for meter in self._meters:
             meter.add(nbytes, calls)
 
+    @property
+    def waits(self) -> bool:
+        """See `Reader.waits`. The middle of the file is probed."""
+        return self._direct.applies(self._opened(), self.size // 2)
+
     def close(self) -> None:
         """See `Reader.close`."""
         with self._lock:
             self._closed = True
+            if self.descriptor is not None:
+                self._direct.forget(self.descriptor)
             READERS.discard(self)
 
     def _opened(self) -> Descriptor:

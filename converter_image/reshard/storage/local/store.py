@@ -23,18 +23,24 @@ from reshard.storage.traffic import current_meter
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
+    from reshard.spec.storage_options import Io
     from reshard.storage.protocol import Store
 
 
 class LocalStore:
-    """The files below one folder."""
+    """The files below one folder.
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    Args:
+        root: path of the folder.
+        io: see `StorageOptions.io`.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], io: Io = "Auto") -> None:
         self.root = os.path.abspath(root)
         self.url = self.root
         self.remote = False
         self.renames = True
-        self._system = FileSystem()
+        self._system = FileSystem(io)
         self._meter = current_meter()
 
     @property
@@ -105,7 +111,7 @@ class LocalStore:
 
     def open(self, path: str) -> LocalReader:
         """See `Store.open`."""
-        return LocalReader(self._at(path), self._meter)
+        return LocalReader(self._at(path), self._meter, self._system.io)
 
     def read(self, path: str, limit: int) -> bytes:
         """See `Store.read`."""
@@ -123,8 +129,8 @@ class LocalStore:
         self, path: str, *, temporary: str, mode: int | None, size: int | None = None, memory: int = 0, copies: bool = False
     ) -> LocalWriter:
         """See `Store.create`."""
-        del size, memory, copies
-        return LocalWriter(self._at(path), self._at(temporary), mode, self._system)
+        del memory, copies
+        return LocalWriter(self._at(path), self._at(temporary), mode, self._system, size)
 
     def write_cost(self, size: int, memory: int) -> WriteCost:
         """See `Store.write_cost`. The page cache of the system buffers writes."""

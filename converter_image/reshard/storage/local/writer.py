@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from reshard.errors import BugError, OutputError
 from reshard.storage.local.descriptors import open_descriptor
+from reshard.storage.local.direct_writes import DirectFile
 from reshard.storage.local.failures import failures
-from reshard.storage.local.filesystem import write_all
+from reshard.storage.local.filesystem import UNSUPPORTED, no_direct_io, write_all
 
 if TYPE_CHECKING:
     from reshard.storage.local.filesystem import FileSystem
-    from reshard.storage.protocol import Reader
+    from reshard.storage.protocol import Reader, Write
     from reshard.storage.traffic import Meter
 
 # Written bytes are handed to the disk in steps of this size while later ones are still being computed, so that the final
@@ -23,12 +25,14 @@ if TYPE_CHECKING:
 # _CACHED_BYTES before a step may still be on their way to the disk. On slower disks, more bytes stay in the page cache.
 _WRITEBACK_STEP = 8 << 20
 _CACHED_BYTES = 32 << 20
+# Smaller files are finished sooner in the page cache.
+_SMALLEST_DIRECT = 8 << 20
 
 
 class LocalWriter:
     """A file with a temporary name. It is renamed when it is complete."""
 
-    def __init__(self, path: str, temporary: str, mode: int | None, system: FileSystem) -> None:
+    def __init__(self, path: str, temporary: str, mode: int | None, system: FileSystem, size: int | None = None) -> None:
         self._path = path
         self._temporary = temporary
         self._system = system
@@ -38,7 +42,12 @@ class LocalWriter:
         with failures(path, writing=True):
             system.make_folder(os.path.dirname(path), mode)
             system.make_folder(os.path.dirname(temporary), mode)
-            self._file = open_descriptor(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666 if mode is None else mode)
+            created_with = 0o666 if mode is None else mode
+            self._direct = self._create_direct(size, created_with)
+            if self._direct is not None:
+                self._file = self._direct.number
+            else:
+                self._file = open_descriptor(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, created_with)
             self._open = True
             try:
                 system.set_mode(self._file, mode)
@@ -46,10 +55,34 @@ class LocalWriter:
                 self.abort()
                 raise
 
+    def _create_direct(self, size: int | None, mode: int) -> DirectFile | None:
+        """Create the file for direct writes, or return None if this is not supported, or would not be faster.
+
+        Raises:
+            RequestError: direct writes are requested, but not supported.
+        """
+        io = self._system.io
+        if size is None or io == "Buffered" or (io == "Auto" and size < _SMALLEST_DIRECT):
+            return None
+        allocate = self._system.allocates(os.path.dirname(self._temporary))
+        if io == "Auto" and not allocate:
+            return None
+        try:
+            return DirectFile(self._temporary, size if allocate else 0, mode, insist=io == "Direct")
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            if io == "Direct":
+                raise no_direct_io(self._path, error) from error
+            return None
+
     def write(self, data: memoryview | bytes | bytearray) -> None:
         """See `Writer.write`."""
         view = memoryview(data)
         with failures(self._path, writing=True):
+            if self._direct is not None:
+                self._direct.append(view)
+                return
             write_all(self._file, view)
         self._offset += len(view)
         if self._offset - self._handed_over >= _WRITEBACK_STEP:
@@ -58,6 +91,23 @@ class LocalWriter:
                 start = max(0, self._handed_over - _CACHED_BYTES)
                 os.posix_fadvise(self._file, start, self._offset - start, os.POSIX_FADV_DONTNEED)
             self._handed_over = self._offset
+
+    @property
+    def any_order(self) -> bool:
+        """See `Writer.any_order`."""
+        return self._direct is not None
+
+    def write_later(self, data: memoryview) -> Write | None:
+        """See `Writer.write_later`."""
+        if self._direct is None:
+            return partial(self.write, data)
+        with failures(self._path, writing=True):
+            write = self._direct.append_later(data)
+        return None if write is None else partial(self._carry_out, write)
+
+    def _carry_out(self, write: Write) -> None:
+        with failures(self._path, writing=True):
+            write()
 
     def copy(self, reader: Reader, offset: int, length: int, meter: Meter) -> None:
         """See `Writer.copy`. Always raises an error, because a local store cannot copy from other stores."""
@@ -75,6 +125,8 @@ class LocalWriter:
     def finish(self) -> None:
         """See `Writer.finish`."""
         with failures(self._path, writing=True):
+            if self._direct is not None:
+                self._direct.finish()
             self._system.sync_file(self._file)
             self._close()  # network file systems report here that the space or a quota is used up
             self._rename()

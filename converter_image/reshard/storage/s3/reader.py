@@ -46,6 +46,11 @@ class S3Reader(BoundedReader):
         self.version = version
         self.changed = 0
 
+    @property
+    def waits(self) -> bool:
+        """See `Reader.waits`."""
+        return True
+
     def read_into(self, view: memoryview, offset: int) -> None:
         """See `Reader.read_into`."""
         self._check_inside(offset, len(view))

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from mmap import mmap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from botocore.client import BaseClient
 
-    from reshard.storage.protocol import Reader
+    from reshard.storage.protocol import Reader, Write
     from reshard.storage.s3.checksums import Checksums
     from reshard.storage.traffic import Meter
 
@@ -122,6 +123,15 @@ class S3Writer:
             self._filling[self._filled : self._filled + n] = view[:n]
             self._filled += n
             view = view[n:]
+
+    @property
+    def any_order(self) -> bool:
+        """See `Writer.any_order`."""
+        return False
+
+    def write_later(self, data: memoryview) -> Write:
+        """See `Writer.write_later`."""
+        return partial(self.write, data)
 
     def copy(self, reader: Reader, offset: int, length: int, meter: Meter) -> None:
         """See `Writer.copy`."""
