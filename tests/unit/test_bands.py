@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -16,12 +17,16 @@ from hypothesis import strategies as st
 from memory_store import MemoryReader
 from memory_tasks import task, together
 
+from reshard.engine.bands import batches
+from reshard.engine.gather import Gatherer
+from reshard.engine.moves import FileMoves
 from reshard.engine.passes import _Queue
 from reshard.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from reshard.engine.gather import OpenFiles
     from reshard.engine.task import Task
 
 FORMATS = ["ckpt", "safetensors"]
@@ -50,6 +55,33 @@ def shared() -> Task:
     cut = models.Cut((4,), ((0,), ()))
     tensors = (models.Tensor("w", "Float32", (64, 4096), cut, 0, models.Cut((4, 2), ((0,), ())), 0),)
     return task(models.Model(4, 1, 8, 1, tensors, 1, remove_redundancy=False), "ckpt", "ckpt")[0]
+
+
+def test_a_batch_has_room_for_different_copies_of_each_file() -> None:
+    tensors = (
+        models.Tensor("w", "Float32", (64, 64), models.Cut((16,), ((0,), ())), 0, models.Cut((16,), ((), ())), 0),
+        models.Tensor("own", "Float32", (64, 1024), None, 0, None, 0),
+    )
+    made, _ = task(models.Model(16, 1, 16, 1, tensors, 1, remove_redundancy=False), "safetensors", "safetensors")
+    parameters = [each.of_kind(replace(each.kind, per_rank=each.name == "own")) for each in made.model.parameters]
+    planner = replace(made.planner, model=replace(made.model, parameters=tuple(parameters)))
+    files = [FileMoves(plan, made.pieces(plan.rank), 4096) for plan in planner.plans(range(16))]
+    lengths = [sum(each.end - each.start for each in batch.ranges) for batch in batches(files, parameters, 1 << 18, 0)]
+    assert sum(lengths) == 16 * 64 * 1024 * 4 + 64 * 64 * 4
+    assert max(lengths) <= 1 << 18
+
+
+def test_files_that_are_in_memory_need_no_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, gatherers = Gatherer.__init__, list[Gatherer]()
+
+    def created(self: Gatherer, files: OpenFiles, tile_bytes: int) -> None:
+        gatherers.append(self)
+        usual(self, files, tile_bytes)
+
+    monkeypatch.setattr(Gatherer, "__init__", created)
+    together(shared(), range(8), batch=40000, tile=4096)
+    assert len(gatherers) == 8
+    assert not any(isinstance(held, bytearray) for each in gatherers for held in vars(each).values())
 
 
 def test_a_failure_to_fetch_ends_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:

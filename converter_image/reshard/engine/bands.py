@@ -11,6 +11,7 @@ import sys
 from collections import defaultdict
 from functools import lru_cache
 from heapq import heappop, heappush
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -197,7 +198,7 @@ class _Bands:
         self._parts = [_Part(*file, target, Overlaps(target)) for file, target in zip(following, targets, strict=True)]
         self.numbers = [number for number, _ in files]
         self._around = around([part.target.geometry.box for part in self._parts])
-        self._spread = spread(tuple(part.target.geometry for part in self._parts))
+        self._spread = spread(tuple((part.target.geometry, part.target.ranks) for part in self._parts))
         parameter = self._parts[0].target.parameter
         self._itemsize, self._written = DTYPES[parameter.dtype].itemsize, DTYPES[parameter.target_dtype].itemsize
         self._at = 0
@@ -250,15 +251,20 @@ def around(boxes: Sequence[Box]) -> Box:
 
 
 @lru_cache(maxsize=512)
-def spread(geometries: tuple[Geometry, ...]) -> float:
-    """Return the length of what is read of a parameter with all gaps, as a multiple of the needed elements."""
-    needed: dict[Cell, list[Box]] = defaultdict(list)
+def spread(slices: tuple[tuple[Geometry, tuple[int, ...]], ...]) -> float:
+    """Return the length of what is read of a parameter with all gaps, as a multiple of the needed elements.
+
+    An element is read several times if slices consist of different copies of it.
+
+    Args:
+        slices: geometry of each slice, and the source rank of each of its overlaps.
+    """
+    needed: dict[Cell, dict[int, list[Box]]] = defaultdict(lambda: defaultdict(list))
     shapes = {}
-    for geometry in geometries:
-        for cell, overlap in zip(geometry.cells, geometry.overlaps, strict=True):
-            needed[cell].append(overlap.source)
+    for geometry, ranks in slices:
+        for cell, overlap, rank in zip(geometry.cells, geometry.overlaps, ranks, strict=True):
+            needed[cell][rank].append(overlap.source)
             shapes[cell] = overlap.source_shape
-    boxes = {cell: around(found) for cell, found in needed.items()}
-    spans = (flat_span(shapes[cell], box) for cell, box in boxes.items())
-    total = sum(box.size for box in boxes.values())
+    spans = (flat_span(shapes[cell], around(found)) for cell, copies in needed.items() for found in copies.values())
+    total = sum(around(list(chain.from_iterable(copies.values()))).size for copies in needed.values())
     return max(1.0, sum(end - first for first, end in spans) / total) if total else 1.0

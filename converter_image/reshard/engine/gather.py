@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -173,12 +174,19 @@ class OpenFiles(Protocol):
 
 
 class Gatherer:
-    """Reads boxes of source tensors into memory, with buffers that are reused."""
+    """Reads boxes of source tensors into memory, with buffers that are created on first use, and reused."""
 
     def __init__(self, files: OpenFiles, tile_bytes: int) -> None:
         self._files = files
-        self._compact = bytearray(tile_bytes)
-        self._span = bytearray(span_bytes(tile_bytes))
+        self._tile_bytes, self._span_bytes = tile_bytes, span_bytes(tile_bytes)
+
+    @cached_property
+    def _compact(self) -> bytearray:
+        return bytearray(self._tile_bytes)
+
+    @cached_property
+    def _span(self) -> bytearray:
+        return bytearray(self._span_bytes)
 
     def read(self, rank: int, entry: TensorEntry, box: Box, into: Elements) -> None:
         """Fill `into` (with the shape of the box, the element type, and any strides) with a box of a source rank's slice."""
@@ -209,7 +217,7 @@ class Gatherer:
         reader, view = self._files.reader, self._files.view
         for place, length in padded(tensors):
             into[place : place + length] = bytes(length)
-        for alone, together in reads_of(tensors.plan, tensors.numbers, tensors.places, len(self._span)):
+        for alone, together in reads_of(tensors.plan, tensors.numbers, tensors.places, self._span_bytes):
             for rank, source, place, length in alone:
                 if (held := view(rank, source, length)) is not None:
                     into[place : place + length] = held
@@ -230,7 +238,7 @@ class Gatherer:
             self._read_range(reader, entry, next(starts), view)
         elif together:
             done = 0
-            for part in _spanning(entry, box, itemsize, len(self._span)):
+            for part in _spanning(entry, box, itemsize, self._span_bytes):
                 n = part.size * itemsize
                 self._read_span(reader, entry, part, view[done : done + n], itemsize)
                 done += n
