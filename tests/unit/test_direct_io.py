@@ -21,7 +21,7 @@ import disk
 import pytest
 
 from reshard.cli import main
-from reshard.errors import OutputError, RequestError, ReshardError, StorageError
+from reshard.errors import BugError, OutputError, RequestError, ReshardError, StorageError
 from reshard.storage.buffers import ALIGNMENT, buffers
 from reshard.storage.local import LocalStore, direct_reads, filesystem, writer
 from reshard.storage.traffic import Meter, Traffic
@@ -127,6 +127,17 @@ def test_all_ways_write_the_same_bytes(folder: Path, io: Any, size: int, later: 
     write(LocalStore(folder, io), content, random.Random(size + later), later=later)
     assert (folder / "file").read_bytes() == content
     assert list((folder / "tmp").iterdir()) == []
+
+
+def test_a_part_that_was_not_written_is_not_read_as_zeros(drive: Path) -> None:
+    size = writer._SMALLEST_DIRECT  # noqa: SLF001 - the smallest file that is written directly
+    created = LocalStore(drive).create("file", temporary="file.tmp", mode=None, size=size)
+    (buffer,) = buffers(size, 1)
+    assert created.write_later(buffer) is not None
+    with pytest.raises(BugError, match=f"0 of {size} bytes were written"):
+        created.finish()
+    created.abort()
+    assert list(drive.iterdir()) == []
 
 
 @pytest.mark.parametrize(("length", "wrong"), [(-5000, "shorter"), (5000, "longer")])

@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
+from reshard.errors import BugError
 from reshard.storage.buffers import ALIGNMENT, address, buffers
 from reshard.storage.local.descriptors import open_descriptor
 from reshard.storage.local.filesystem import UNSUPPORTED, no_bytes_accepted, no_direct_io
@@ -45,6 +47,8 @@ class DirectFile:
         self._size = size
         self._stage = memoryview(b"")
         self._staged = 0
+        self._written = 0
+        self._lock = threading.Lock()
         try:
             if size:
                 os.posix_fallocate(self.number, 0, size)
@@ -74,13 +78,24 @@ class DirectFile:
                 self._end, self._staged = self._end + _STAGE_BYTES, 0
 
     def finish(self) -> None:
-        """Write the bytes that are left. The last incomplete block takes the page cache."""
+        """Write the bytes that are left. The last incomplete block takes the page cache.
+
+        Raises:
+            BugError: an appended part was not written. Allocated space would read as zeros there.
+        """
         whole = self._staged - self._staged % ALIGNMENT
         self._write(self._stage[:whole], self._end)
         if whole < self._staged:
             self._use_page_cache()
             self._write(self._stage[whole : self._staged], self._end + whole)
         self._end, self._staged = self._end + self._staged, 0
+        if self._written != self._end:
+            raise BugError(
+                "Internal",
+                f"{self._written} of {self._end} bytes were written",
+                where=self._path,
+                fix="this is a bug in reshard: please report it",
+            )
         if self._size > self._end:
             os.ftruncate(self.number, self._end)
 
@@ -101,6 +116,8 @@ class DirectFile:
             if n == 0:
                 raise no_bytes_accepted()
             view, at = view[n:], at + n
+            with self._lock:
+                self._written += n
 
     def _use_page_cache(self) -> None:
         """Write through the page cache from now on."""
