@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from memory_tasks import task
 
 from reshard.checkpoint.blockcipher import cipher_of
-from reshard.engine.memory import pass_limits
+from reshard.engine.memory import memory_bytes, pass_limits
 from reshard.plan.passes import Limits, equal_files, passes
 from reshard.storage.local import LocalStore
 from reshard.transform.ranks import most_files
@@ -83,6 +83,8 @@ def test_equal_files_take_the_memory_of_one(tmp_path: Path) -> None:
     assert most_files(made, store, [ALL]) == 2
     assert most_files(made, store, [(0, 2, 4, 6), (1,)]) == 1
     assert most_files(made, store, [(0,), (1,)]) == 0
+    few, many = (memory_bytes(made.model, 1, store, store, (), files=1, ranks=ranks) for ranks in (4, 64))
+    assert 0 < many - few < 1 << 18  # the plans of the ranks, without tiles
     encrypted = replace(made, cipher=cipher_of("AES-GCM", b"0123456789abcdef"))
     assert most_files(encrypted, store, [ALL]) == 8
 

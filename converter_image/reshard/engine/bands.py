@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.inventory import TensorEntry
     from reshard.engine.moves import FileMoves, Move
-    from reshard.plan import Parameter, TargetTensor
+    from reshard.plan import Parameter, RankPlan, TargetTensor
     from reshard.plan.columns import Numbers
     from reshard.plan.geometry import Cell, Geometry
     from reshard.storage.ahead import Read
@@ -134,7 +134,10 @@ class _SmallTensors:
         self.finished = True
         each = max(SMALL_BYTES, most // len(self._files) // _MOST_CAST)
         starts = [file.tensor or 0 for _, file in self._files]
-        ends = [file.small_end(each) for _, file in self._files]
+        ends = [
+            min(file.small_end(each), _fetched_end(file.plan, start, most // len(self._files)))
+            for (_, file), start in zip(self._files, starts, strict=True)
+        ]
         last = min(int(self._positions[number][end - 1]) for number, end in zip(self.numbers, ends, strict=True))
         reads, moves = list["Read"](), []
         for (number, file), start, end in zip(self._files, starts, ends, strict=True):
@@ -145,6 +148,12 @@ class _SmallTensors:
                     reads += reads_of_small([(0, move)], TILE_BYTES, span_bytes(TILE_BYTES))
             moves.append((number, found))
         return reads, moves
+
+
+def _fetched_end(plan: RankPlan, first: int, most: int) -> int:
+    """Return the end of the small tensors from `first` for which at most `most` bytes are fetched. It includes the first one."""
+    found = plan.fetched_ends
+    return max(first + 1, int(np.searchsorted(found, found[first] + most, "right")) - 1)
 
 
 class _Building:

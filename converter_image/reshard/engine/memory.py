@@ -167,6 +167,7 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
     sizes: Iterable[int],
     *,
     files: int = 0,
+    ranks: int = 0,
     copies: int = 0,
     decrypts: bool = False,
     encrypts: bool = False,
@@ -180,6 +181,7 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
         target: store of the target.
         sizes: sizes of the target's files in bytes.
         files: largest number of files in a pass over the source, where equal files count as one, or 0 without passes.
+        ranks: largest number of ranks in such a pass.
         copies: largest number of shards that one target rank reads, if metadata locates the shards.
         decrypts: whether the source is encrypted.
         encrypts: whether the target will be encrypted.
@@ -207,7 +209,7 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
         return common + alone
     each = pass_budget(files, workers, source)
     together = each.batch * each.batches * (1 + (decrypts and source.remote)) + files * each.tile
-    together += workers * _BYTES_PER_WORKER + min(_PASS_TENSORS, files * (len(names) + copies)) * _BYTES_PER_COPY
+    together += workers * _BYTES_PER_WORKER + min(_PASS_TENSORS, ranks * (len(names) + copies)) * _BYTES_PER_COPY
     together += workers * _CAST_BYTES_PER_WORKER + files * each.tile if casts else 0
     together += files * BLOCK_BYTES if encrypts else 0
     together += files * target.write_cost(largest, each.upload).memory

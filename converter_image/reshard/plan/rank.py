@@ -20,7 +20,7 @@ from reshard.plan.geometry import prove as prove_geometry
 from reshard.plan.model import Role
 from reshard.plan.pad import within
 from reshard.plan.replicas import Holders, choose, shard_entry
-from reshard.plan.runs import SMALL_BYTES, small_tensors, table_of
+from reshard.plan.runs import SMALL_BYTES, most_fetched, small_tensors, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -148,6 +148,12 @@ class RankPlan:
         """The number of bytes of the first tensors in the target's type: of none, of one, and so on up to all of them."""
         sizes = np.array([0, *(group.written_nbytes for group in self.groups)])
         return np.concatenate([[0], np.cumsum(sizes[1:][self.group_of])])
+
+    @cached_property
+    def fetched_ends(self) -> Numbers:
+        """The maximum number of bytes that are fetched for the small ones among the first tensors, as in `ends`."""
+        most = np.array([0, *(0 if group.table is None else most_fetched(group.table) for group in self.groups)])
+        return np.concatenate([[0], np.cumsum(most[1:][self.group_of])])
 
     @cached_property
     def small(self) -> Flags:

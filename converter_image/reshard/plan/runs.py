@@ -107,6 +107,12 @@ def _pieces(starts: Iterator[int], length: int, piece: int) -> Iterator[int]:
     return (start + at for start in starts for at in range(0, length, piece))
 
 
+def most_fetched(table: Table) -> int:
+    """Return the maximum number of bytes that are fetched for a small tensor with these runs, with the gaps after them."""
+    lengths = table[:, 3]
+    return int((lengths + np.where(lengths < _SHORTEST_RUN, _PAGE_BYTES, lengths // 4)).sum())
+
+
 def reads_of(plan: RankPlan, numbers: Numbers, places: Numbers, most: int) -> Iterator[tuple[Iterable[Run], Sequence[Joined]]]:
     """Yield the reads of small tensors, some tensors at a time: runs that are read one by one, and runs that are read together.
 

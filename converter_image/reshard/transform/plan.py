@@ -89,13 +89,15 @@ def plan_transform(
                 start(task, target, cancellation)
         taken = durations()
     summary = summary_of(task)
+    passes = passes_of(task, target.store, task.scope)
     memory = memory_bytes(
         task.model,
         workers,
         task.source,
         target.store,
         preflight.sizes.values(),
-        files=most_files(task, target.store, passes_of(task, target.store, task.scope)),
+        files=most_files(task, target.store, passes),
+        ranks=max(map(len, passes), default=0),
         copies=summary.most_copies,
         decrypts=request.decryption is not None,
         encrypts=request.encryption is not None,
