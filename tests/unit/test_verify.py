@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import models
 import numpy as np
@@ -16,22 +17,26 @@ from hypothesis import strategies as st
 from memory_store import MemoryReader
 from memory_tasks import streamed, task, written
 
+from reshard.engine import small
 from reshard.engine.verify import check_file
 from reshard.errors import BugError
 from reshard.layout.tiles import flat_span
-from reshard.plan import prove
+from reshard.plan import prove, runs
+from reshard.plan.columns import Columns
 from reshard.spec.rules import CastRule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from reshard.checkpoint.inventory import TensorEntry
     from reshard.checkpoint.manifest import Verified
     from reshard.engine.task import Task
     from reshard.layout.box import Box
     from reshard.plan import RankPlan, TargetTensor
+    from reshard.plan.columns import Numbers
     from reshard.plan.geometry import Overlap
     from reshard.plan.rank import TensorGroup
+    from reshard.plan.runs import Runs
 
 FORMATS = st.sampled_from(["ckpt", "safetensors"])
 
@@ -197,6 +202,76 @@ def test_small_tensors_that_were_not_cast_do_not_verify(level: Verified) -> None
         offset, length = entry.extents[0]
         content[offset : offset + length] = model.target(0)[entry.name].tobytes()
     assert not verifies(made, bytes(content), plan, level)
+
+
+def exchanged(sources: Numbers) -> Numbers:
+    """Return the places of pieces in the opposite order."""
+    return sources[::-1].copy()
+
+
+def wrong_runs(found: Runs) -> Runs:
+    assert len(set(found.lengths.tolist())) == 1
+    return found._replace(sources=exchanged(found.sources))
+
+
+def replaced(patch: pytest.MonkeyPatch, usual: Callable[..., object], wrong: Callable[..., object]) -> None:
+    """Replace a function in every module that uses it."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("reshard.") and getattr(module, usual.__name__, None) is usual:
+            patch.setattr(module, usual.__name__, wrong)
+
+
+def bug_in_scatter(patch: pytest.MonkeyPatch) -> None:
+    usual = small.scatter
+    replaced(patch, usual, lambda content, start, found, into: usual(content, start, wrong_runs(found), into))
+
+
+def bug_in_joined(patch: pytest.MonkeyPatch) -> None:
+    usual = runs.joined
+
+    def wrong(found: Runs, most: int) -> tuple[Runs, list[runs.Joined]]:
+        alone, together = usual(found, most)
+        return alone, [each._replace(runs=wrong_runs(each.runs)) for each in together]
+
+    replaced(patch, usual, wrong)
+
+
+def bug_in_offsets(patch: pytest.MonkeyPatch) -> None:
+    usual = Columns.__init__
+
+    def wrong(self: Columns, *arguments: Any) -> None:
+        usual(self, *arguments)
+        self.offsets = exchanged(self.offsets)
+
+    patch.setattr(Columns, "__init__", wrong)
+
+
+def bug_in_find(patch: pytest.MonkeyPatch) -> None:
+    usual = Columns.find
+    patch.setattr(Columns, "find", lambda self, names: exchanged(usual(self, names)))
+
+
+BUGS = {"scatter": bug_in_scatter, "joined": bug_in_joined, "offsets": bug_in_offsets, "find": bug_in_find}
+
+
+@pytest.mark.parametrize("count", [4, 40])
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_bug_in_what_copies_many_small_tensors_is_found(bug: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verification shares none of it. The comparison of few tensors finds the same bugs."""
+    rows, columns = models.Cut((4,), ((0,), ())), models.Cut((4,), ((), (0,)))
+    tensors = tuple(models.Tensor(f"w{i:02}", "Float32", (8, 32), rows, 0, columns, 0) for i in range(count))
+    model = models.Model(4, 1, 4, 1, tensors, 1, remove_redundancy=False)
+    right, _ = task(model, "safetensors", "safetensors")
+    expected = streamed(right, right.planner.plan(1))
+    assert verifies(right, expected, right.planner.plan(1), "Full")
+    BUGS[bug](monkeypatch)
+    wrong, _ = task(model, "safetensors", "safetensors")
+    plan = wrong.planner.plan(1)
+    content = streamed(wrong, plan)
+    if count > 8 or bug == "find":  # few tensors are not read together
+        assert content != expected
+    for level in ("Sample", "Full"):
+        assert verifies(wrong, content, plan, level) == (content == expected)
 
 
 def plan_of_two() -> tuple[Task, RankPlan]:

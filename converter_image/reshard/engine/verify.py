@@ -17,7 +17,7 @@ import xxhash
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.engine.cast import cast
-from reshard.engine.verify_small import Alike, Region, SmallComparison
+from reshard.engine.verify_small import Alike, Entries, Region, SmallComparison
 from reshard.errors import BugError, DataError
 from reshard.plan.columns import SCATTERED
 from reshard.plan.runs import SMALL_BYTES
@@ -68,21 +68,22 @@ def check_file(
     Raises:
         BugError: the file differs from the source.
     """
-    local, alike = plan.rank % model.target_devices, dict[int, Alike]()
+    local, alike, held = plan.rank % model.target_devices, dict[int, Alike](), Entries(model.inventory)
     many = [_are_many(plan, group) for group in plan.groups]
     comparisons: list[_Comparison] = []
     small: dict[int, TensorEntry] = {}
     for number, entry in _pairs(written, plan, described):
         position = int(plan.group_of[number])
-        if many[position] and len(entry.extents) == 1:
+        group, parameter = plan.groups[position], plan.parameters[number]
+        if many[position] and parameter.kind is group.kind and len(entry.extents) == 1:
             small[number] = entry
             if position not in alike:
-                alike[position] = Alike.of(plan.groups[position], _regions(written, plan.tensors[number], local, model))
+                alike[position] = Alike.of(group, _regions(written, plan.tensors[number], local, model, held))
         else:
-            regions = _regions(written, plan.tensors[number], local, model)
-            comparisons.append(_Comparison(written, entry, plan.parameters[number], files, regions))
-    for number in SmallComparison(written, plan, files, alike).differing(small):
-        parameter, regions = plan.parameters[number], _regions(written, plan.tensors[number], local, model)
+            regions = _regions(written, plan.tensors[number], local, model, held)
+            comparisons.append(_Comparison(written, entry, parameter, files, regions))
+    for number in SmallComparison(written, plan, files, held, alike).differing(small):
+        parameter, regions = plan.parameters[number], _regions(written, plan.tensors[number], local, model, held)
         _Comparison(written, small[number], parameter, files, regions).run("Full")  # names the source file
         raise _differs(written, parameter, "differs from the source")
     if at_once == 1:
@@ -127,7 +128,7 @@ def _are_many(plan: RankPlan, group: TensorGroup) -> bool:
     return all((plan.offsets(group, overlap) != SCATTERED).all() for overlap in range(len(group.ranks)))
 
 
-def _regions(written: Reader, tensor: TargetTensor, local: int, model: Model) -> tuple[Region, ...]:
+def _regions(written: Reader, tensor: TargetTensor, local: int, model: Model, entries: Entries) -> tuple[Region, ...]:
     """Return the regions of a target slice. Of the plan, only its choice of source ranks is used.
 
     Raises:
@@ -137,10 +138,11 @@ def _regions(written: Reader, tensor: TargetTensor, local: int, model: Model) ->
     whole = parameter.target_shape
     low, high = _bounds(parameter.target, whole, local)
     planned = zip(tensor.geometry.overlaps, tensor.geometry.cells, tensor.ranks, tensor.entries, strict=True)
-    for overlap, cell, rank, entry in planned:
+    for overlap, cell, rank, chosen in planned:
+        entry = chosen if parameter.shards is not None else entries.find(rank, parameter.source_name)
         position = tuple(a + i for a, i in zip(low, overlap.target.start, strict=True))
         held = _slice_at(parameter, position, cell)
-        if held is None or not _holds(parameter, held, rank, entry, model):
+        if held is None or entry is None or not _holds(parameter, held, rank, entry, model):
             raise _differs(written, parameter, f"was planned to be read from rank {rank}, which holds another slice")
         first = tuple(map(max, low, held.start))
         end = map(min, high, (a + n for a, n in zip(held.start, held.shape, strict=True)))

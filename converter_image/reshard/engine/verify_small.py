@@ -1,34 +1,63 @@
 """Compare thousands of small tensors of a written file with the source at a time.
 
-The places of elements are calculated one by one, as in `reshard.engine.verify`, but only once for tensors that are alike.
+The places of elements are calculated one by one, as in `reshard.engine.verify`, but only once for tensors that are alike. Nothing
+is shared with the copy: neither the tables of entries, nor the joining of reads, nor the placing of what they return.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.engine.cast import cast
-from reshard.engine.small import scatter
-from reshard.plan.runs import Runs, joined
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from reshard.checkpoint.inventory import TensorEntry
+    from reshard.checkpoint.inventory import Inventory, TensorEntry
     from reshard.engine.gather import SourceFiles
     from reshard.plan import RankPlan
     from reshard.plan.columns import Numbers
     from reshard.plan.rank import TensorGroup
-    from reshard.plan.runs import Flags, Table
+    from reshard.plan.runs import Flags
     from reshard.storage.protocol import Reader
 
-# Bytes and runs that are compared at a time, and the longest read with gaps.
+# Bytes and pieces that are compared at a time, the bytes that are read at a time, and the longest gap that is read as well.
 _BLOCK_BYTES = 1 << 20
-_MOST_RUNS = 1 << 15
+_MOST_PIECES = 1 << 15
+_GAP_BYTES = 4096
+
+
+class Entries:
+    """The entries of the source's files by name, from their headers.
+
+    Args:
+        inventory: files of the source.
+    """
+
+    def __init__(self, inventory: Inventory) -> None:
+        self._structures = inventory.structures
+        self._structure_of = {file.rank: file.structure for file in inventory.files}
+        self._by_name: dict[int, dict[str, TensorEntry]] = {}
+
+    def structure(self, rank: int) -> int:
+        """Return the number of the structure of a rank's file. Files of the same structure have equal entries."""
+        return self._structure_of[rank]
+
+    def of_structure(self, number: int) -> Mapping[str, TensorEntry]:
+        """Return the entries of the files of a structure."""
+        if number not in self._by_name:
+            self._by_name[number] = {entry.name: entry for entry in self._structures[number].tensors}
+        return self._by_name[number]
+
+    def find(self, rank: int, name: str) -> TensorEntry | None:
+        """Return the entry of this name in a rank's file, or None if there is none."""
+        return self.of_structure(self.structure(rank)).get(name)
 
 
 class Region(NamedTuple):
@@ -54,35 +83,42 @@ class Alike(NamedTuple):
 
     Attributes:
         group: the group.
-        regions: regions of each of its tensors. The entries are those of the first one.
-        table: runs of bytes of each tensor: number of the region, offset in the source's slice, offset in the target's slice, and
-            length, in the source's type.
+        regions: regions of each of its tensors, without padding. The entries are those of the first one.
+        pieces: pieces of each tensor, of equal length: number of the region, offset in the source's slice, and offset in the
+            target's slice, in bytes of the source's type.
+        length: length of each piece in bytes.
     """
 
     group: TensorGroup
     regions: tuple[Region, ...]
-    table: Table
+    pieces: np.ndarray[tuple[int, int], np.dtype[np.int64]]
+    length: int
 
     @classmethod
     def of(cls, group: TensorGroup, regions: Sequence[Region]) -> Alike:
-        """Calculate the runs of regions, element by element."""
+        """Calculate the pieces of regions, element by element.
+
+        Elements that are consecutive on both sides are a run. A piece has as many elements as divide all runs.
+        """
         filled = tuple(region for region in regions if region.entry is not None)
         itemsize = DTYPES[group.kind.dtype].itemsize
-        tables = [
-            _table(number, region, group.geometry.box.shape) * (1, *(itemsize,) * 3) for number, region in enumerate(filled)
+        flats = [_flats(region, group.geometry.box.shape) for region in filled]
+        runs = [np.flatnonzero((np.diff(source) != 1) | (np.diff(target) != 1)) + 1 for source, target in flats]
+        ends = [*runs, *(np.array([len(source)]) for source, _ in flats)]
+        count = int(np.gcd.reduce(np.concatenate([np.zeros(1, np.int64), *ends]))) or 1
+        rows = [
+            np.stack([np.full_like(source[::count], number), source[::count] * itemsize, target[::count] * itemsize], axis=1)
+            for number, (source, target) in enumerate(flats)
         ]
-        return cls(group, filled, np.concatenate([np.zeros((0, 4), np.int64), *tables]))
+        return cls(group, filled, np.concatenate([np.zeros((0, 3), np.int64), *rows]), count * itemsize)
 
 
-def _table(number: int, region: Region, shape: tuple[int, ...]) -> Table:
-    """Return the runs of a region whose elements are consecutive in the source's slice and in the target's slice."""
+def _flats(region: Region, shape: tuple[int, ...]) -> tuple[Numbers, Numbers]:
+    """Return the flat indexes of a region's elements in the source's slice, and in the target's slice of this shape."""
     assert region.entry is not None  # noqa: S101 - the caller asked
     count = prod(region.shape)
     inside = np.unravel_index(np.arange(count), region.shape) if region.shape else ()
-    source, target = _flat(region.entry.shape, region.origin, inside, count), _flat(shape, region.start, inside, count)
-    first = np.flatnonzero(np.concatenate([[True], (np.diff(source) != 1) | (np.diff(target) != 1)]))
-    lengths_of_runs = np.diff(np.append(first, count))
-    return np.stack([np.full_like(first, number), source[first], target[first], lengths_of_runs], axis=1)
+    return _flat(region.entry.shape, region.origin, inside, count), _flat(shape, region.start, inside, count)
 
 
 def _flat(shape: tuple[int, ...], origin: tuple[int, ...], inside: Sequence[Numbers], count: int) -> Numbers:
@@ -93,6 +129,51 @@ def _flat(shape: tuple[int, ...], origin: tuple[int, ...], inside: Sequence[Numb
     return flat
 
 
+class Pieces(NamedTuple):
+    """Pieces of files, and their places in a buffer, as parallel arrays.
+
+    Attributes:
+        ranks: source rank of each piece.
+        sources: first byte in the file.
+        targets: first byte in the buffer.
+        lengths: number of bytes.
+    """
+
+    ranks: Numbers
+    sources: Numbers
+    targets: Numbers
+    lengths: Numbers
+
+
+def _read(pieces: Pieces, reader: Callable[[int], Reader], into: memoryview) -> None:
+    """Read pieces, those of each block of bytes together, with the gaps between neighbours."""
+    order = np.lexsort((pieces.sources, pieces.ranks))
+    ranks, sources, targets, lengths = (column[order] for column in pieces)
+    if not len(ranks):
+        return
+    gaps = sources[1:] - sources[:-1] - lengths[:-1]
+    near = (ranks[1:] == ranks[:-1]) & (gaps >= 0) & (gaps <= _GAP_BYTES)
+    # Places of the pieces if everything were read into one buffer, one read after the other.
+    places = np.concatenate([[0], np.cumsum(lengths[:-1] + np.where(near, gaps, 0))])
+    blocks = places // _BLOCK_BYTES
+    new_block = blocks[1:] != blocks[:-1]
+    first_of_reads = np.flatnonzero(np.concatenate([[True], ~near | new_block]))
+    first_of_blocks = [0, *(np.flatnonzero(new_block) + 1).tolist(), len(ranks)]
+    last_of_reads = np.append(first_of_reads[1:], len(ranks)) - 1
+    ends = places[last_of_reads] + lengths[last_of_reads]
+    for first, end in pairwise(first_of_blocks):
+        content = memoryview(bytearray(int(places[end - 1] + lengths[end - 1] - places[first])))
+        reads = slice(*np.searchsorted(first_of_reads, (first, end)).tolist())
+        heads = first_of_reads[reads]
+        columns = ranks[heads], sources[heads], places[heads] - places[first], ends[reads] - places[first]
+        for rank, source, low, high in zip(*(column.tolist() for column in columns), strict=True):
+            reader(rank).read_into(content[low:high], source)
+        for length in np.unique(lengths[first:end]).tolist():
+            which = first + np.flatnonzero(lengths[first:end] == length)
+            found = sliding_window_view(np.frombuffer(content, np.uint8), length)[places[which] - places[first]]
+            sliding_window_view(np.frombuffer(into, np.uint8), length, writeable=True)[targets[which]] = found
+
+
 class SmallComparison:
     """Comparison of small tensors of one written file with the source.
 
@@ -100,13 +181,12 @@ class SmallComparison:
         written: reader of the file.
         plan: plan of the file.
         files: files of the source.
+        held: entries of the source's files.
         alike: what the tensors of each group have in common, by the position of the group.
     """
 
-    def __init__(self, written: Reader, plan: RankPlan, files: SourceFiles, alike: Mapping[int, Alike]) -> None:
-        self._written, self._plan, self._files, self._alike = written, plan, files, alike
-        self._names = plan.tables.names(plan.parameters) if alike else np.zeros(0, np.int64)
-        self._span = bytearray(_BLOCK_BYTES)
+    def __init__(self, written: Reader, plan: RankPlan, files: SourceFiles, held: Entries, alike: Mapping[int, Alike]) -> None:
+        self._written, self._plan, self._files, self._held, self._alike = written, plan, files, held, alike
 
     def differing(self, entries: Mapping[int, TensorEntry]) -> Iterator[int]:
         """Yield the numbers of the tensors that differ from the source, or whose entries are not as expected.
@@ -120,12 +200,15 @@ class SmallComparison:
         nbytes, counts = np.zeros((2, len(self._plan.groups)), np.int64)
         for position, each in self._alike.items():
             nbytes[position] = max(each.group.nbytes, each.group.written_nbytes)
-            counts[position] = len(each.table)
-        bytes_to, runs_to = np.cumsum(nbytes[groups]), np.cumsum(counts[groups])
+            counts[position] = len(each.pieces)
+        bytes_to, pieces_to = np.cumsum(nbytes[groups]), np.cumsum(counts[groups])
         first = 0
         while first < len(numbers):
-            before = (int(bytes_to[first - 1]), int(runs_to[first - 1])) if first else (0, 0)
-            most = bytes_to.searchsorted(before[0] + _BLOCK_BYTES, "right"), runs_to.searchsorted(before[1] + _MOST_RUNS, "right")
+            before = (int(bytes_to[first - 1]), int(pieces_to[first - 1])) if first else (0, 0)
+            most = (
+                bytes_to.searchsorted(before[0] + _BLOCK_BYTES, "right"),
+                pieces_to.searchsorted(before[1] + _MOST_PIECES, "right"),
+            )
             end = max(first + 1, int(min(most)))
             yield from self._compare(numbers[first:end], offsets[first:end])
             first = end
@@ -143,16 +226,15 @@ class SmallComparison:
         sources, wrong = [], np.zeros(len(numbers), np.bool_)
         for position in positions:
             which = groups == position
-            runs, unexpected = self._runs(self._alike[position], numbers[which], places[which])
+            pieces, unexpected = self._pieces(self._alike[position], numbers[which], places[which])
             wrong[which] |= unexpected
-            sources.append(runs)
+            sources.append(pieces)
         yield from numbers[wrong].tolist()
         if wrong.any():
             return
         expected, found = memoryview(bytearray(total)), memoryview(bytearray(written_total))
-        self._read(Runs(*map(np.concatenate, zip(*sources, strict=True))), self._files.reader, expected)
-        own = Runs(np.zeros_like(numbers), offsets, targets, written_sizes[groups])
-        self._read(own.part(np.flatnonzero(own.lengths)), lambda _: self._written, found)
+        _read(Pieces(*map(np.concatenate, zip(*sources, strict=True))), self._files.reader, expected)
+        _read(Pieces(np.zeros_like(numbers), offsets, targets, written_sizes[groups]), lambda _: self._written, found)
         is_cast = any(self._plan.groups[position].kind.cast is not None for position in positions)
         if not is_cast and found == expected:
             return
@@ -166,31 +248,31 @@ class SmallComparison:
             if here != content:
                 yield number
 
-    def _runs(self, alike: Alike, numbers: Numbers, places: Numbers) -> tuple[Runs, Flags]:
-        """Return the runs of the tensors of a group, and which tensors do not have the expected entries."""
-        names, wrong = self._names[numbers], np.zeros(len(numbers), np.bool_)
+    def _pieces(self, alike: Alike, numbers: Numbers, places: Numbers) -> tuple[Pieces, Flags]:
+        """Return the pieces of the tensors of a group, and which tensors do not have the expected entries."""
+        names = [self._plan.parameters[number].source_name for number in numbers.tolist()]
         offsets = np.zeros((len(alike.regions), len(numbers)), np.int64)
+        known: dict[tuple[int, tuple[int, ...]], Numbers] = {}
         for number, region in enumerate(alike.regions):
             assert region.entry is not None  # noqa: S101 - padding is left out
-            columns = self._plan.tables.of_rank(region.rank)
-            at = columns.find(names)
-            kind = self._plan.tables.type_of(alike.group.kind.dtype, region.entry.shape)
-            wrong |= (columns.names[at] != names) | (columns.types[at] != kind) | (columns.offsets[at] < 0)
-            offsets[number] = columns.offsets[at]
-        table = alike.table
-        sources = offsets[table[:, 0]].T + table[:, 1]
-        ranks = np.array([region.rank for region in alike.regions], np.int64)[table[:, 0]]
-        columns_of_runs = (np.broadcast_to(ranks, sources.shape), sources, places[:, np.newaxis] + table[:, 2])
-        return Runs(*map(np.ravel, (*columns_of_runs, np.broadcast_to(table[:, 3], sources.shape)))), wrong
+            key = self._held.structure(region.rank), region.entry.shape
+            if key not in known:
+                held, like = self._held.of_structure(key[0]), (alike.group.kind.dtype, region.entry.shape)
+                known[key] = np.fromiter((_offset(held.get(name), *like) for name in names), np.int64, len(names))
+            offsets[number] = known[key]
+        region_of, source, target = alike.pieces.T
+        sources = offsets[region_of].T + source
+        ranks = np.array([region.rank for region in alike.regions], np.int64)[region_of]
+        columns = (np.broadcast_to(ranks, sources.shape), sources, places[:, np.newaxis] + target)
+        wrong: Flags = np.any(offsets < 0, axis=0)
+        return Pieces(*map(np.ravel, (*columns, np.full(sources.shape, alike.length)))), wrong
 
-    def _read(self, runs: Runs, reader: Callable[[int], Reader], into: memoryview) -> None:
-        alone, together = joined(runs, len(self._span))
-        for rank, source, target, length in zip(*(column.tolist() for column in alone), strict=True):
-            reader(rank).read_into(into[target : target + length], source)
-        for each in together:
-            content = memoryview(self._span)[: each.end - each.start]
-            reader(each.rank).read_into(content, each.start)
-            scatter(content, each.start, each.runs, into)
+
+def _offset(entry: TensorEntry | None, dtype: str, shape: tuple[int, ...]) -> int:
+    """Return the first byte of an entry's content in the file, or -1 if it has another type or shape, or is divided."""
+    if entry is None or entry.dtype != dtype or entry.shape != shape or len(entry.extents) != 1:
+        return -1
+    return entry.extents[0][0]
 
 
 def _places(sizes: Numbers) -> tuple[Numbers, int]:
