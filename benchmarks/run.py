@@ -67,7 +67,14 @@ for entry in os.scandir(source):
             names.update(json.loads(file.read(int.from_bytes(file.read(8), "little"))))
 consolidate_safetensors_files(source, target, dict.fromkeys(names - {"__metadata__"}, 1), num_threads=os.cpu_count())
 """
-_OTHERS = ("planning", "model", "sampling", "parts")
+# Programs that print lines of JSON, and what they measure.
+_PRINTED = {
+    "planning": "plan of 405B parameters with Adam's moments, 16,384 -> 12,288 ranks",
+    "model": "metadata of 128,000 shards, and a million irregular boxes",
+    "sampling": "comparison of replicas, 2.1 GB",
+    "loading": "load into memory",
+}
+_OTHERS = (*_PRINTED, "parts")
 _PROGRAMS = {"reshard": _MINDSPORE, "unify": _MINDSPORE_UNIFY, "load": _MINDSPORE_LOAD}
 
 
@@ -196,20 +203,14 @@ def main() -> None:
             for name, m in found.items()
         }
     Console(width=120).print(table)
-    if not arguments.cases or "planning" in arguments.cases:
-        done = subprocess.run([sys.executable, str(HERE / "planning.py")], check=True, capture_output=True, text=True)
-        kept["planning"] = json.loads(done.stdout)
-        print("plan of 405B parameters with Adam's moments, 16,384 -> 12,288 ranks:", done.stdout.strip())
-    if not arguments.cases or "model" in arguments.cases:
-        done = subprocess.run([sys.executable, str(HERE / "model.py")], check=True, capture_output=True, text=True)
-        kept["model"] = json.loads(done.stdout)
-        print("metadata of 128,000 shards, and a million irregular boxes:", done.stdout.strip())
-    if not arguments.cases or "sampling" in arguments.cases:
-        command = [sys.executable, str(HERE / "sampling.py"), "--folder", str(arguments.folder)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        kept["sampling"] = [json.loads(line) for line in done.stdout.splitlines()]
-        for line in kept["sampling"]:
-            print("comparison of replicas, 2.1 GB:", json.dumps(line))
+    for name, what in _PRINTED.items():
+        if not arguments.cases or name in arguments.cases:
+            options = ["--folder", str(arguments.folder)] if name in ("sampling", "loading") else []
+            command = [sys.executable, str(HERE / f"{name}.py"), *options]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            kept[name] = [json.loads(line) for line in done.stdout.splitlines()]
+            for line in kept[name]:
+                print(f"{what}: {json.dumps(line)}")
     if not arguments.cases or "parts" in arguments.cases:
         processor_seconds(100)  # only warms up
         kept["parts"] = {count: round(processor_seconds(count), 3) for count in (5_000, 10_000)}

@@ -21,7 +21,9 @@ PATHS = [path for path in sys.path if path]
 
 def test_each_rank_gets_what_dtensor_gives_it() -> None:
     by_torch = run("spread", folders=FOLDERS, ranks=RANKS)
-    by_reshard = run("online", paths=PATHS, sources=FOLDERS, ranks=RANKS)["loaded"]
+    answer = run("online", paths=PATHS, sources=FOLDERS, ranks=RANKS)
+    by_reshard = answer["loaded"]
+    assert answer["filled"] == by_reshard  # the same in tensors that the program brings
     for folder, expected, found in zip(FOLDERS, by_torch, by_reshard, strict=True):
         types = json.loads((folder / "expected.json").read_text())
         for name, hashes in (expected["R"] | expected["S(0)"]).items():
@@ -36,4 +38,23 @@ def test_tensors_of_each_type_equal_those_that_torch_saved() -> None:
     recorded = json.loads((DATA / "files" / "expected.json").read_text())
     for path, (found,) in zip(files, answer["loaded"], strict=True):
         assert found == recorded[path.name]
+    assert answer["filled"] == answer["loaded"]
     assert answer["shared"] == list(BY_TORCH_NAME)
+
+
+def test_tensors_that_cannot_be_filled_are_refused() -> None:
+    fits, *refused = run("online", paths=PATHS, sources=[], ranks=1)["refused"]
+    assert fits == ""
+    expected = [
+        "is on the device meta",
+        "is not contiguous",
+        "is not contiguous",
+        "has the type torch.float64, but the tensor has torch.float32",
+        "is not contiguous",
+        "has no memory",
+        "is not contiguous",
+        "is a NestedTensor",
+    ]
+    assert len(refused) == len(expected)
+    for what, beginning in zip(refused, expected, strict=True):
+        assert what.startswith(f"the buffer {beginning}")

@@ -12,8 +12,8 @@ import numpy as np
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.engine.small import padded, scatter
 from reshard.errors import DataError, MissingInputError
-from reshard.layout.box import Box, contiguous_runs, strides
-from reshard.layout.tiles import flat_span
+from reshard.layout.box import Box, contiguous_runs, shifted, strides
+from reshard.layout.tiles import divide, flat_span
 from reshard.plan.runs import reads_of
 from reshard.source.changed import source_changed
 from reshard.storage.ahead import Ahead
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 # Gaps between runs are read as well, as long as the total is at most this multiple of the required bytes.
 _MOST_OVERREAD = 1.25
+# The same if the caller asks for short gaps to be read.
+_MOST_OVERREAD_OF_GAPS = 4
 # Below this length, many runs are not worth one system call each if every page contains one: a store reads whole pages.
 _SMALLEST_RUN = 64
 _MANY_RUNS = 4096
@@ -89,19 +91,20 @@ class SourceFiles:
             self._ahead = None
         following = iter(reads)
         first = next(following, None)
-        if first is not None and self._opened(first[0]).waits:
+        if first is not None and self.opened(first[0]).waits:
             memory = budget.ahead if self.remote else budget.disk_ahead
-            self._ahead = Ahead(chain([first], following), self._opened, memory, disk=not self.remote)
+            self._ahead = Ahead(chain([first], following), self.opened, memory, disk=not self.remote)
 
     def reader(self, rank: int) -> Reader:
         """See `OpenFiles.reader`."""
-        return self._opened(rank) if self._ahead is None else self._ahead.reader(rank)
+        return self.opened(rank) if self._ahead is None else self._ahead.reader(rank)
 
     def view(self, rank: int, offset: int, length: int) -> memoryview | None:
         """See `OpenFiles.view`. Bytes that are prefetched are in memory until the next call."""
         return None if self._ahead is None else self._ahead.view(rank, offset, length)
 
-    def _opened(self, rank: int) -> Reader:
+    def opened(self, rank: int) -> Reader:
+        """Return the open file of a source rank, without prefetched bytes. Errors are the same as for `reader`."""
         reader = self._open.get(rank)
         if reader is None:
             with self._lock:  # only one of several threads opens the file
@@ -174,10 +177,17 @@ class OpenFiles(Protocol):
 
 
 class Gatherer:
-    """Reads boxes of source tensors into memory, with buffers that are created on first use, and reused."""
+    """Reads boxes of source tensors into memory, with buffers that are created on first use, and reused.
 
-    def __init__(self, files: OpenFiles, tile_bytes: int) -> None:
+    Args:
+        files: files of the source.
+        tile_bytes: size of the buffers. Boxes of any size are read in parts that fit.
+        gap_bytes: gaps of at most this length between runs are read as well.
+    """
+
+    def __init__(self, files: OpenFiles, tile_bytes: int, gap_bytes: int = 0) -> None:
         self._files = files
+        self._gap_bytes = gap_bytes
         self._tile_bytes, self._span_bytes = tile_bytes, span_bytes(tile_bytes)
 
     @cached_property
@@ -193,13 +203,18 @@ class Gatherer:
         if (held := self._held(rank, entry, box, into.dtype)) is not None:
             np.copyto(into, held)
             return
-        nbytes = box.size * into.itemsize
-        if into.flags.c_contiguous:
-            self._read_compact(rank, entry, box, memoryview(into.reshape(-1)).cast("B"))  # type: ignore[arg-type]  # an array is a buffer
-            return
-        view = memoryview(self._compact)[:nbytes]
-        self._read_compact(rank, entry, box, view)
-        np.copyto(into, np.frombuffer(view, into.dtype).reshape(box.shape))
+        itemsize = into.itemsize
+        length, starts, together = _way(entry, box, itemsize, self._gap_bytes)
+        if into.flags.c_contiguous and not together:
+            self._read_runs(rank, entry, length, starts, memoryview(into.reshape(-1)).cast("B"))  # type: ignore[arg-type]  # an array is a buffer
+        elif together or length == into.nbytes:
+            self._read_spans(rank, entry, box, into)
+        else:
+            for part in divide(box.shape, Box.whole(box.shape), self._tile_bytes // itemsize):
+                length, starts, _ = _way(entry, shifted(part, box.start), itemsize, self._gap_bytes)
+                view = memoryview(self._compact)[: part.size * itemsize]
+                self._read_runs(rank, entry, length, starts, view)
+                np.copyto(into[part.slices()], np.frombuffer(view, into.dtype).reshape(part.shape))
 
     def _held(self, rank: int, entry: TensorEntry, box: Box, element: np.dtype[Any]) -> Elements | None:
         """Return a box of a source rank's slice that is in memory, with the gaps between its runs."""
@@ -230,18 +245,11 @@ class Gatherer:
                     reader(rank).read_into(content, start)
                 scatter(content, start, runs, into)
 
-    def _read_compact(self, rank: int, entry: TensorEntry, box: Box, view: memoryview) -> None:
-        itemsize = DTYPES[entry.dtype].itemsize
+    def _read_runs(self, rank: int, entry: TensorEntry, length: int, starts: Iterator[int], view: memoryview) -> None:
+        """Read runs of equal length, one after the other."""
         reader = self._files.reader(rank)
-        length, starts, together = _way(entry, box, itemsize)
         if length == len(view):
             self._read_range(reader, entry, next(starts), view)
-        elif together:
-            done = 0
-            for part in _spanning(entry, box, itemsize, self._span_bytes):
-                n = part.size * itemsize
-                self._read_span(reader, entry, part, view[done : done + n], itemsize)
-                done += n
         elif len(entry.extents) == 1:
             base = entry.extents[0][0]
             reader.read_runs(view, length, [base + start for start in starts])
@@ -249,15 +257,15 @@ class Gatherer:
             for i, start in enumerate(starts):
                 self._read_range(reader, entry, start, view[i * length : (i + 1) * length])
 
-    def _read_span(self, reader: Reader, entry: TensorEntry, box: Box, view: memoryview, itemsize: int) -> None:
-        """Read a box in spans that include the gaps between its runs."""
-        first, end = flat_span(entry.shape, box)
-        span = memoryview(self._span)[: (end - first) * itemsize]
-        self._read_range(reader, entry, first * itemsize, span)
-        element = element_type(entry.dtype)
+    def _read_spans(self, rank: int, entry: TensorEntry, box: Box, into: Elements) -> None:
+        """Read a box in parts, each together with the gaps between its runs."""
+        reader, element, itemsize = self._files.reader(rank), into.dtype, into.itemsize
         steps = tuple(step * itemsize for step in strides(entry.shape))
-        source = np.lib.stride_tricks.as_strided(np.frombuffer(span, element), box.shape, steps, writeable=False)
-        np.copyto(np.frombuffer(view, element).reshape(box.shape), source)
+        for part in divide(entry.shape, box, self._span_bytes // itemsize):
+            first, end = flat_span(entry.shape, part)
+            span = memoryview(self._span)[: (end - first) * itemsize]
+            self._read_range(reader, entry, first * itemsize, span)
+            np.copyto(into[part.relative_to(box.start).slices()], np.ndarray(part.shape, element, span, strides=steps))
 
     def _read_range(self, reader: Reader, entry: TensorEntry, start: int, view: memoryview) -> None:
         """Read bytes of a tensor's content, which a `.ckpt` file may hold in several pieces."""
@@ -267,12 +275,12 @@ class Gatherer:
             done += n
 
 
-def reads_of_box(rank: int, entry: TensorEntry, box: Box, tile_bytes: int) -> Iterator[Read]:
+def reads_of_box(rank: int, entry: TensorEntry, box: Box, tile_bytes: int, gap_bytes: int = 0) -> Iterator[Read]:
     """Yield the reads of `Gatherer.read`, in order."""
     itemsize = DTYPES[entry.dtype].itemsize
-    length, starts, together = _way(entry, box, itemsize)
+    length, starts, together = _way(entry, box, itemsize, gap_bytes)
     if together:
-        for part in _spanning(entry, box, itemsize, span_bytes(tile_bytes)):
+        for part in divide(entry.shape, box, span_bytes(tile_bytes) // itemsize):
             first, end = flat_span(entry.shape, part)
             for offset, n in entry.located(first * itemsize, (end - first) * itemsize):
                 yield rank, offset, n
@@ -287,7 +295,7 @@ def span_bytes(tile_bytes: int) -> int:
     return int(tile_bytes * _MOST_OVERREAD)
 
 
-def _way(entry: TensorEntry, box: Box, itemsize: int) -> tuple[int, Iterator[int], bool]:
+def _way(entry: TensorEntry, box: Box, itemsize: int, gap_bytes: int) -> tuple[int, Iterator[int], bool]:
     """Return the length of a box's runs in bytes, the start of each in the content, and whether to read the gaps as well."""
     length, starts = contiguous_runs(entry.shape, box)
     length *= itemsize
@@ -298,18 +306,6 @@ def _way(entry: TensorEntry, box: Box, itemsize: int) -> tuple[int, Iterator[int
         first, end = flat_span(entry.shape, box)
         span = (end - first) * itemsize
         dense = length < _SMALLEST_RUN and runs > _MANY_RUNS and span <= runs * _PAGE_BYTES
-        together = dense or span <= _MOST_OVERREAD * nbytes
+        near = span - nbytes <= gap_bytes * (runs - 1) and span <= _MOST_OVERREAD_OF_GAPS * nbytes
+        together = dense or near or span <= _MOST_OVERREAD * nbytes
     return length, (start * itemsize for start in starts), together
-
-
-def _spanning(entry: TensorEntry, box: Box, itemsize: int, most: int) -> Iterator[Box]:
-    """Divide a box, in the order of its elements, into parts that each span at most this many bytes of the content."""
-    first, end = flat_span(entry.shape, box)
-    if (end - first) * itemsize <= most:
-        yield box
-        return
-    axis = next(i for i, n in enumerate(box.shape) if n > 1)
-    half = box.shape[axis] // 2
-    for start, count in ((box.start[axis], half), (box.start[axis] + half, box.shape[axis] - half)):
-        part = Box((*box.start[:axis], start, *box.start[axis + 1 :]), (*box.shape[:axis], count, *box.shape[axis + 1 :]))
-        yield from _spanning(entry, part, itemsize, most)

@@ -103,7 +103,7 @@ class FileMoves:
             length = min(self._left, size - at)
             if at == 0 and length == size <= self._room.most and self.plan.small[number] and (number < last or end >= size):
                 yield from self._room.make(length)
-                after = min(last + (end >= self._size(last)), _end_of_small(self.plan, number, min(self._room.left, self._left)))
+                after = min(last + (end >= self._size(last)), end_of_small(self.plan, number, min(self._room.left, self._left)))
                 length = int(self.plan.ends[after] - self.plan.ends[number])
                 yield from self._room.take(length)
                 yield Small(self.plan, number, after, length, self._summed)
@@ -121,7 +121,7 @@ class FileMoves:
         number = self.tensor
         if number is None or self._at or not self.plan.small[number]:
             return number or 0
-        return _end_of_small(self.plan, number, min(most, self._left, self._room.most))
+        return end_of_small(self.plan, number, min(most, self._left, self._room.most))
 
     def rest(self) -> Iterator[Move]:
         """Yield all other moves. The last one emits the rest of the tile."""
@@ -186,7 +186,7 @@ def moves(plan: RankPlan, pieces: Iterable[Piece]) -> Iterator[Move]:
     return FileMoves(plan, pieces).rest()
 
 
-def _end_of_small(plan: RankPlan, first: int, most: int) -> int:
+def end_of_small(plan: RankPlan, first: int, most: int) -> int:
     """Return the end of the longest sequence of small tensors from `first` that has at most `most` bytes."""
     end = int(np.searchsorted(plan.ends, plan.ends[first] + most, "right")) - 1
     large = np.flatnonzero(~plan.small[first:end])
@@ -238,11 +238,6 @@ def length_of(move: Move) -> int:
     if isinstance(move, Checksum):
         return move.length
     return len(move) if isinstance(move, bytes) else move.nbytes
-
-
-def reads_of_spans(plan: RankPlan, spans: Iterable[Span]) -> Iterator[Read]:
-    """Yield the reads of the source for spans that are produced separately, in order. Does no I/O."""
-    return reads(move for span in spans if span.length for move in moves(plan, [span]))
 
 
 class Held(NamedTuple):

@@ -21,11 +21,27 @@ Maker: TypeAlias = "Callable[[Array, tuple[int, ...]], Any]"
 
 
 def tensor_maker(framework: Framework, dtype: str, name: str) -> Maker:
-    """Return the function that makes a tensor over its bytes without copying them.
+    """Return the function that makes a tensor over its bytes without copying them. For errors, see `type_in`.
 
     Args:
         framework: framework of the tensor.
         dtype: type of the tensor, see `reshard.checkpoint.dtypes`.
+        name: name of the parameter, for messages.
+    """
+    if framework == "numpy" and dtype == STRING:
+        return lambda content, shape: array_of(content, dtype, shape, name)
+    found = type_in(framework, dtype, name)
+    if framework == "torch":
+        return partial(_torch_tensor, _torch(), found)
+    return lambda content, shape: content.view(found).reshape(shape)
+
+
+def type_in(framework: Framework, dtype: str, name: str) -> Any:  # noqa: ANN401 - a numpy.dtype or torch.dtype
+    """Return a framework's type.
+
+    Args:
+        framework: the framework.
+        dtype: type of a tensor, see `reshard.checkpoint.dtypes`.
         name: name of the parameter, for messages.
 
     Raises:
@@ -34,13 +50,10 @@ def tensor_maker(framework: Framework, dtype: str, name: str) -> Maker:
         UsageError: the framework is unknown.
     """
     if framework == "torch":
-        torch = _torch()
-        return partial(_torch_tensor, torch, _torch_type(torch, dtype, name))
+        return _torch_type(_torch(), dtype, name)
     if framework != "numpy":
         raise UsageError("InvalidOption", f"{framework!r} is not supported", where="framework", fix="use numpy or torch")
-    if dtype != STRING:
-        array_type(dtype, name)
-    return lambda content, shape: array_of(content, dtype, shape, name)
+    return array_type(dtype, name)
 
 
 def _torch_tensor(torch: Any, dtype: Any, content: Array, shape: tuple[int, ...]) -> Any:  # noqa: ANN401 - an optional package

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
-import numpy as np
-
-from reshard.checkpoint.output import Span
-from reshard.engine.execute import fill
-from reshard.engine.gather import Gatherer
-from reshard.engine.memory import TILE_BYTES, budget, default_workers
-from reshard.engine.moves import moves, reads_of_spans
-from reshard.online.frameworks import tensor_maker
+from reshard.engine.memory import default_workers
+from reshard.online.buffers import check_apart, given_places, new_places
+from reshard.online.reading import read
 from reshard.plan import prove
 from reshard.progress import Silent
 from reshard.spec.request import Options, Request
@@ -22,17 +18,21 @@ from reshard.transform.inputs import Inputs, cancellable
 from reshard.transform.prepare import prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from reshard.checkpoint.arrays import Array
     from reshard.engine.task import Task
-    from reshard.online.frameworks import Framework, Maker
+    from reshard.online.buffers import Buffers, Place
+    from reshard.online.frameworks import Framework
     from reshard.plan import RankPlan
     from reshard.progress import Cancellation
     from reshard.spec.keys import Encryption
     from reshard.spec.request import Replicas, SourceOnly, Verification
     from reshard.spec.rules import CastRule, PadRule, RenameRule
     from reshard.storage.traffic import Meter
+
+# An iterator reads this many bytes ahead of the tensor that the caller uses.
+_AHEAD_BYTES = 12 << 20
 
 
 class LoadOptions(TypedDict, total=False):
@@ -58,6 +58,7 @@ class LoadOptions(TypedDict, total=False):
     storage_options: RequestStorageOptions | None
     decryption: Encryption | None
     cancellation: Cancellation | None
+    workers: int | None
 
 
 @overload
@@ -68,6 +69,7 @@ def load(
     rank: int = 0,
     *,
     framework: Literal["numpy"] = "numpy",
+    out: None = None,
     **how: Unpack[LoadOptions],
 ) -> dict[str, Array]: ...
 
@@ -79,7 +81,8 @@ def load(
     target_strategy: str | None = None,
     rank: int = 0,
     *,
-    framework: Framework,
+    framework: Framework = "numpy",
+    out: Buffers | None = None,
     **how: Unpack[LoadOptions],
 ) -> dict[str, Any]: ...
 
@@ -91,10 +94,19 @@ def load(
     rank: int = 0,
     *,
     framework: Framework = "numpy",
+    out: Buffers | None = None,
     **how: Unpack[LoadOptions],
 ) -> dict[str, Any]:
-    """Load a target rank, and return its tensors by name. Arguments and errors are the same as for `iter_tensors`."""
-    return dict(iter_tensors(source, source_strategy, target_strategy, rank, framework=framework, **how))
+    """Load a target rank, and return its tensors by name. Arguments and errors are the same as for `iter_tensors`.
+
+    Beside its result, a load needs memory for the reads of its threads and for prefetched data, together at most 64 MB.
+    """
+    if unknown := how.keys() - LoadOptions.__annotations__.keys():
+        msg = f"load() got an unexpected keyword argument {min(unknown)!r}"
+        raise TypeError(msg)
+    workers = how.pop("workers", None)
+    task = _task(source, source_strategy, target_strategy, **how)
+    return dict(tensors_of(task, rank, framework=framework, out=out, workers=workers, together=True))
 
 
 @overload
@@ -105,6 +117,7 @@ def iter_tensors(
     rank: int = 0,
     *,
     framework: Literal["numpy"] = "numpy",
+    out: None = None,
     **how: Unpack[LoadOptions],
 ) -> Iterator[tuple[str, Array]]: ...
 
@@ -116,7 +129,8 @@ def iter_tensors(
     target_strategy: str | None = None,
     rank: int = 0,
     *,
-    framework: Framework,
+    framework: Framework = "numpy",
+    out: Buffers | None = None,
     **how: Unpack[LoadOptions],
 ) -> Iterator[tuple[str, Any]]: ...
 
@@ -128,6 +142,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
     rank: int = 0,
     *,
     framework: Framework = "numpy",
+    out: Buffers | None = None,
     target_ranks: int | None = None,
     source_format: str | None = None,
     step: int | None = None,
@@ -148,19 +163,25 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
     storage_options: RequestStorageOptions | None = None,
     decryption: Encryption | None = None,
     cancellation: Cancellation | None = None,
+    workers: int | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """Yield the tensors of a target rank, in the order of the source's files.
 
     Headers are read and checked before this function returns. Only the content that the rank requires is read. The iterator needs
-    memory for one tensor of the rank, and up to 56 MiB for data that is prefetched from an object store.
+    memory for one tensor of the rank, and up to 64 MB for the reads of its threads and for prefetched data.
 
     Args:
         source: folder of a checkpoint of any format, a single file, or s3://bucket/prefix.
-        source_strategy: strategy file, folder with one file per pipeline stage, or layout file. None means the layouts in the
-            manifest of the source. Without a manifest, it means one rank with whole parameters.
+        source_strategy: strategy file, folder with one file per pipeline stage, or layout file. None means one rank with whole
+            parameters.
         target_strategy: strategy file, folder or layout file of the target. None means one rank with whole parameters.
         rank: number of the target rank.
         framework: "numpy" for numpy arrays, "torch" for torch tensors over the same memory.
+        out: memory to load into, instead of new tensors: a mapping with a buffer for each tensor by name, or a function that
+            returns one. A buffer is a contiguous numpy array, torch tensor, or object with host memory that supports DLPack, of
+            the shape and type of the tensor. It is returned as it is. The function is called with the name, the shape, and the
+            numpy or torch type of each tensor, and by `iter_tensors` one tensor at a time, so that it may return the same
+            memory again. After an error, the content of the buffers is undefined.
         target_ranks: number of target ranks, instead of a target strategy. Rank r gets chunk r of dimension 0 of every tensor, as
             in FSDP: ceil(length / target_ranks) rows, while there are any. Scalars are whole on every rank.
         source_format: format of the source, such as "torch-dcp". None means that its files determine it.
@@ -186,6 +207,8 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
         storage_options: options of object stores.
         decryption: key of the source. None means that it is not encrypted.
         cancellation: object that cancels the load from another thread, before its next read.
+        workers: number of threads that read. None means the available processors, at most 8. From an object store, at least 8
+            threads read.
 
     Returns:
         Names and tensors. Each tensor owns its memory. docs/online-load.md lists the types of each framework.
@@ -196,54 +219,104 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
             after the last tensor. Do not use the tensors until the iterator is exhausted.
         AccessError, StorageError: a file cannot be read.
     """
+    task = _task(
+        source,
+        source_strategy,
+        target_strategy,
+        storage_options=storage_options,
+        index=index,
+        decryption=decryption,
+        cancellation=cancellation,
+        target_ranks=target_ranks,
+        source_format=source_format,
+        step=step,
+        files=files,
+        allow_single_rank=allow_single_rank,
+        allow_equal_slices=allow_equal_slices,
+        source_only=source_only,
+        allow_missing=allow_missing,
+        include=include,
+        exclude=exclude,
+        rename=rename,
+        cast=cast,
+        pad=pad,
+        allow_inconsistent=allow_inconsistent,
+        replicas=replicas,
+        verification=verification,
+    )
+    return tensors_of(task, rank, framework=framework, out=out, workers=workers)
+
+
+def _task(
+    source: str,
+    source_strategy: str | None,
+    target_strategy: str | None,
+    *,
+    storage_options: RequestStorageOptions | None = None,
+    index: str | None = None,
+    decryption: Encryption | None = None,
+    cancellation: Cancellation | None = None,
+    **options: Any,  # noqa: ANN401 - fields of Options
+) -> Task:
     request = Request(
         source=source,
         target="",
         source_strategy=source_strategy,
         target_strategy=target_strategy,
-        options=Options(
-            output="Index",
-            target_ranks=target_ranks,
-            source_format=source_format,
-            step=step,
-            files=files,
-            allow_single_rank=allow_single_rank,
-            allow_equal_slices=allow_equal_slices,
-            source_only=source_only,
-            allow_missing=allow_missing,
-            include=include,
-            exclude=exclude,
-            rename=rename,
-            cast=cast,
-            pad=pad,
-            allow_inconsistent=allow_inconsistent,
-            replicas=replicas,
-            verification=verification,
-        ),
+        options=Options(output="Index", **options),
         storage_options=storage_options or RequestStorageOptions(),
         index=index,
         decryption=decryption,
     )
     task = prepare(Inputs(request, cancellation), Silent(), workers=default_workers(), single=True)
-    return tensors_of(replace(task, source=cancellable(task.source, cancellation)), rank, framework=framework)
+    return replace(task, source=cancellable(task.source, cancellation))
 
 
-def tensors_of(task: Task, rank: int, meter: Meter | None = None, *, framework: Framework = "numpy") -> Iterator[tuple[str, Any]]:
-    """Yield the tensors of a task's target rank like `iter_tensors`. `meter` counts what is fetched of the source's tensors."""
+def tensors_of(
+    task: Task,
+    rank: int,
+    meter: Meter | None = None,
+    *,
+    framework: Framework = "numpy",
+    out: Buffers | None = None,
+    workers: int | None = None,
+    together: bool = False,
+) -> Iterator[tuple[str, Any]]:
+    """Yield the tensors of a task's target rank like `iter_tensors`.
+
+    Args:
+        task: task whose source is read.
+        rank: number of the target rank.
+        meter: meter of what is fetched of the source's tensors.
+        framework: see `iter_tensors`.
+        out: see `iter_tensors`.
+        workers: see `iter_tensors`.
+        together: whether the caller keeps all tensors, so that any of them can be read at any time.
+    """
     plan = task.planner.plan(rank)
     prove(plan)
-    makers = [tensor_maker(framework, each.parameter.target_dtype, each.parameter.name) for each in plan.tensors]
-    return _read(task, plan, makers, meter)
+    places = new_places(plan, framework) if out is None else given_places(plan, framework, out)
+    # A function may return the same memory again, when the caller asks for the next tensor.
+    ahead = None if together else 0 if callable(out) else _AHEAD_BYTES
+    if together and callable(out):
+        found = list(places)
+        check_apart(plan, found)
+        places = iter(found)
+    return _read(task, plan, places, meter, workers or default_workers(), ahead)
 
 
-def _read(task: Task, plan: RankPlan, makers: Sequence[Maker], meter: Meter | None) -> Iterator[tuple[str, Any]]:
-    spans = [Span(number, 0, tensor.written_nbytes) for number, tensor in enumerate(plan.tensors)]
+def _read(
+    task: Task, plan: RankPlan, places: Iterator[Place], meter: Meter | None, workers: int, ahead: int | None
+) -> Iterator[tuple[str, Any]]:
+    taken: deque[Place] = deque()
+
+    def contents() -> Iterator[Array]:
+        for place in places:
+            taken.append(place)
+            yield place.content
+
     with closing(task.source_files(meter)) as files:
-        gatherer = Gatherer(files, TILE_BYTES)
-        files.expect(reads_of_spans(plan, spans), budget(1))
-        for tensor, span, make in zip(plan.tensors, spans, makers, strict=True):
-            content = np.empty(span.length, np.uint8)
-            if span.length:
-                fill(moves(plan, [span]), gatherer, memoryview(content.data))
-            yield tensor.parameter.name, make(content, tensor.shape)
+        complete = read(files, plan, contents(), workers=workers, ahead=ahead)
+        for parameter, _ in zip(plan.parameters, complete, strict=True):
+            yield parameter.name, taken.popleft().tensor()
         files.check_unchanged()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from reshard.plan.columns import Numbers
-    from reshard.plan.geometry import Geometry
+    from reshard.plan.geometry import Geometry, Overlap
     from reshard.plan.rank import RankPlan, TensorGroup
 
     Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
@@ -93,14 +93,23 @@ def table_of(geometry: Geometry, itemsize: int) -> Table | None:
     """
     rows: list[tuple[int, int, int, int]] = []
     for number, overlap in enumerate(geometry.overlaps):
-        source_length, sources = contiguous_runs(overlap.source_shape, overlap.source)
-        target_length, targets = contiguous_runs(geometry.box.shape, overlap.target)
-        length = min(source_length, target_length)  # one divides the other, because both are products of the innermost dimensions
+        length, starts = common_runs(overlap, geometry.box.shape)
         if len(rows) + overlap.target.size // length > _FEW_RUNS:
             return None
-        starts = zip(_pieces(sources, source_length, length), _pieces(targets, target_length, length), strict=True)
         rows += [(number, source * itemsize, target * itemsize, length * itemsize) for source, target in starts]
     return np.array(rows, np.int64).reshape(-1, 4)
+
+
+def common_runs(overlap: Overlap, shape: tuple[int, ...]) -> tuple[int, Iterator[tuple[int, int]]]:
+    """Return the runs of an overlap that are contiguous in its source slice and in a target slice of this shape.
+
+    Returns:
+        The length of each run, and the first element of each in both slices, in elements.
+    """
+    source_length, sources = contiguous_runs(overlap.source_shape, overlap.source)
+    target_length, targets = contiguous_runs(shape, overlap.target)
+    length = min(source_length, target_length)  # one divides the other, because both are products of the innermost dimensions
+    return length, zip(_pieces(sources, source_length, length), _pieces(targets, target_length, length), strict=True)
 
 
 def _pieces(starts: Iterator[int], length: int, piece: int) -> Iterator[int]:
