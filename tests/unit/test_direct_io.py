@@ -142,7 +142,7 @@ def test_a_part_that_was_not_written_is_not_read_as_zeros(drive: Path) -> None:
 
 @pytest.mark.parametrize(("length", "wrong"), [(-5000, "shorter"), (5000, "longer")])
 def test_a_file_has_the_bytes_that_were_written_although_another_size_was_expected(drive: Path, length: int, wrong: str) -> None:
-    expected = writer._SMALLEST_DIRECT + 100  # noqa: SLF001
+    expected = writer._SMALLEST_DIRECT + 100  # noqa: SLF001 - the limits and states of the module
     content = random.Random(wrong).randbytes(expected + length)
     created = LocalStore(drive).create("file", temporary="file.tmp", mode=None, size=expected)
     assert is_direct(created)
@@ -152,11 +152,11 @@ def test_a_file_has_the_bytes_that_were_written_although_another_size_was_expect
 
 
 def test_large_files_are_written_past_the_page_cache(drive: Path) -> None:
-    size = writer._SMALLEST_DIRECT + 100  # noqa: SLF001
+    size = writer._SMALLEST_DIRECT + 100  # noqa: SLF001 - the limits and states of the module
     for number, (given, io, expected) in enumerate(
         [(size, "Auto", True), (size, "Buffered", False), (1000, "Auto", False), (1000, "Direct", True), (None, "Direct", False)]
     ):
-        created = LocalStore(drive, io).create(f"{number}", temporary=f"{number}.tmp", mode=None, size=given)  # type: ignore[arg-type]
+        created = LocalStore(drive, io).create(f"{number}", temporary=f"{number}.tmp", mode=None, size=given)
         assert (is_direct(created), created.any_order) == (expected, expected)
         created.write(bytes(given or 1000))
         created.finish()
@@ -260,11 +260,11 @@ def test_a_failure_has_the_same_reason_and_leaves_nothing(
 
 def test_the_type_of_a_file_system_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     def types(path: str) -> str:
-        return filesystem._type_of(Path(path).stat().st_dev)  # noqa: SLF001
+        return filesystem._type_of(Path(path).stat().st_dev)  # noqa: SLF001 - the limits and states of the module
 
     assert types("/proc") == "proc"
-    assert types("/dev/shm") == "tmpfs"  # noqa: S108
-    assert not LocalStore("/proc")._system.allocates("/proc")  # noqa: SLF001
+    assert types("/dev/shm") == "tmpfs"  # noqa: S108 - a file system, not a file
+    assert not LocalStore("/proc")._system.allocates("/proc")  # noqa: SLF001 - the limits and states of the module
     monkeypatch.setattr("builtins.open", refusing("open", errno.ENOENT, lambda *_: True))
     assert types("/proc") == ""
 
@@ -339,7 +339,7 @@ def uncached(path: Path, content: bytes) -> bool:
 
 
 def reads_directly(reader: LocalReader) -> bool:
-    return reader.descriptor is not None and reader.descriptor._direct is not None  # noqa: SLF001
+    return reader.descriptor is not None and reader.descriptor._direct is not None  # noqa: SLF001 - the limits and states of the module
 
 
 @pytest.mark.usefixtures("small")
@@ -386,7 +386,7 @@ def test_the_page_cache_keeps_nothing_of_a_file_that_was_not_in_it(drive: Path) 
 
 
 def test_what_is_in_the_page_cache_is_read_from_it_and_stays(drive: Path) -> None:
-    half, content = direct_reads._SEGMENT_BYTES, random.Random(9).randbytes(2 * direct_reads._SEGMENT_BYTES)  # noqa: SLF001
+    half, content = direct_reads._SEGMENT_BYTES, random.Random(9).randbytes(2 * direct_reads._SEGMENT_BYTES)  # noqa: SLF001 - the limits and states of the module
     uncached(drive / "file", content)
     with (drive / "file").open("rb") as file:
         assert file.read(half) == content[:half]

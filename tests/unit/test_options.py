@@ -26,7 +26,12 @@ _STORAGE_OPTIONS = {
 ONLY_ON_THE_COMMAND_LINE = {
     "how this process works: arguments of the functions": {"workers", "no-commit", "owner", "json"},
     "other ways to say `only_ranks` and `rename`": {"rank-from", "rename-pattern", "rename-file"},
-    "an option for each field of `decryption`, `encryption` and `storage_options`": {*_KEYS, *_STORAGE_OPTIONS, "checksums"},
+    "an option for each field of `decryption`, `encryption` and `storage_options`": {
+        *_KEYS,
+        *_STORAGE_OPTIONS,
+        "checksums",
+        "io",
+    },
 }
 NOT_ON_THE_COMMAND_LINE = {
     "as above": {"decryption", "encryption", "storage-options"},

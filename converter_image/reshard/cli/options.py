@@ -533,8 +533,8 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             f"{_WRITE} verify",
             "--io",
             **_words(Io, StorageOptions().io),
-            help="Access to large files on file systems: past the page cache (`direct`), through it (`buffered`), or past it"
-            " where this is supported and the data is not in it (`auto`).",
+            help="Use of the page cache for large local files: none (`direct`), always (`buffered`), or only if needed or"
+            " if it has the data (`auto`).",
         ),
         _option(
             _SHARED,

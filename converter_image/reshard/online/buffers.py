@@ -50,7 +50,7 @@ def new_places(plan: RankPlan, framework: Framework) -> Iterator[Place]:
     def allocated() -> Iterator[Place]:
         for number, make in enumerate(makers):
             content, shape = np.empty(int(plan.ends[number + 1] - plan.ends[number]), np.uint8), _shape(plan, number)
-            yield Place(content, lambda make=make, content=content, shape=shape: make(content, shape))  # type: ignore[misc]
+            yield Place(content, lambda make=make, content=content, shape=shape: make(content, shape))  # type: ignore[misc]  # mypy does not infer the type of a lambda with defaults
 
     return allocated()
 

@@ -64,7 +64,7 @@ class ExecutionSpec(Strict, frozen=True):
         startup_deadline_seconds: time after which the transform fails if pods cannot start (wrong image, missing Secret).
         active_deadline_seconds: maximum duration of all ranks.
         ttl_seconds_after_finished: time for which Jobs and pods are kept after the transform has ended.
-        io: how large files on file systems are read and written, see `StorageOptions.io`.
+        io: access to large files on file systems, see `StorageOptions.io`.
         pod_template: additions to the pods.
     """
 

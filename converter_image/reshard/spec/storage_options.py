@@ -23,7 +23,7 @@ class StorageOptions(msgspec.Struct, frozen=True):
             The files are read again when they change.
         profile: profile of the AWS configuration.
         checksums: checksum of uploads. "Auto": the strongest of CRC32, MD5 and none that the server accepts.
-        io: how large files on file systems are read and written. "Direct": past the page cache of the system. "Buffered": through
+        io: access to large files on file systems. "Direct": past the page cache of the system. "Buffered": through
             it. "Auto": past it, if the file system supports this and the bytes are not in it.
     """
 

@@ -47,7 +47,7 @@ def _translated(error: OSError, path: str, *, writing: bool) -> ReshardError:
         return OutputError("CannotCreate", reason, where=path, fix="choose another target")
     kind, fix = "WriteFailed" if writing else "ReadFailed", "check the storage for errors, then retry"
     if error.errno in _TOO_MANY_FILES:
-        kind, fix = "TooManyOpenFiles", "raise the limit (ulimit -n), or write fewer ranks at a time (--ranks)"
+        kind, fix = "TooManyOpenFiles", "raise the limit (ulimit -n), or write fewer ranks at a time (--only-ranks)"
     return StorageError(kind, reason, where=path, fix=fix)
 
 
