@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     import disk
 
+    from reshard.spec.storage_options import Io
     from reshard.storage.protocol import Stat
     from reshard.target.snapshot import TargetSnapshot
 
@@ -72,8 +73,8 @@ class CountingStore(LocalStore):
     opened: ClassVar[list[str]] = []
     listed: ClassVar[list[str]] = []
 
-    def __init__(self, root: str) -> None:
-        super().__init__(root)
+    def __init__(self, root: str, io: Io) -> None:
+        super().__init__(root, io)
         self.opened.append(self.root)
 
     def list(self, path: str) -> list[Stat]:
