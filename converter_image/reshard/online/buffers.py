@@ -69,7 +69,8 @@ def given_places(plan: RankPlan, framework: Framework, buffers: Buffers) -> Iter
                 where=f"parameter {parameter.name}",
                 fix=f"exclude the parameter with exclude=({parameter.name!r},), or load it without out",
             )
-        type_in(framework, parameter.target_dtype, parameter.name)
+        if callable(buffers):  # a mapping may contain types of another framework
+            type_in(framework, parameter.target_dtype, parameter.name)
     if callable(buffers):
         return (
             _place(plan, number, buffers(each.name, _shape(plan, number), type_in(framework, each.target_dtype, each.name)))
