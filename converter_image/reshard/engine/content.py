@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from reshard.engine.bands import Batch
     from reshard.engine.gather import SourceFiles
     from reshard.engine.memory import PassBudget
-    from reshard.engine.moves import Move
     from reshard.engine.task import Task
     from reshard.formats.protocol import OutputFormat
     from reshard.plan import Parameter, RankPlan
@@ -196,19 +195,11 @@ def produce(task: Task, plan: RankPlan, writer: Writer, conditions: Conditions) 
             crc = found.crc
         files.expect(reads(moves(plan, task.pieces(plan.rank, crc))), conditions.budget)
         threads = conditions.budget.writes if content.any_order else 1
-        steps = _until_cancelled(moves(plan, task.pieces(plan.rank, crc)), conditions.cancellation)
+        steps = moves(plan, task.pieces(plan.rank, crc))
         carry_out(steps, files, content.emit_later, conditions.losses, threads=threads if plan.written_nbytes > TILE_BYTES else 0)
         digest = content.finish()
         files.check_unchanged()
     return digest
-
-
-def _until_cancelled(steps: Iterable[Move], cancellation: Cancellation) -> Iterator[Move]:
-    """Yield moves, and check after each tile whether the work was cancelled."""
-    for step in steps:
-        if step is None:
-            cancellation.check()
-        yield step
 
 
 class Shared(NamedTuple):

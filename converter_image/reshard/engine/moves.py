@@ -12,7 +12,7 @@ from reshard.checkpoint.output import Checksum, Span
 from reshard.engine.gather import reads_of_box, span_bytes
 from reshard.engine.memory import TILE_BYTES
 from reshard.engine.small import Small, reads_of_small
-from reshard.layout.box import Box
+from reshard.layout.box import shifted
 from reshard.layout.tiles import flat_span, next_tile
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.inventory import TensorEntry
     from reshard.checkpoint.output import Piece
+    from reshard.layout.box import Box
     from reshard.plan import Parameter, RankPlan, TargetTensor
     from reshard.plan.geometry import Overlap
     from reshard.storage.ahead import Read
@@ -283,6 +284,6 @@ class Content:
         for overlap, rank, entry in self._overlaps.between(*flat_span(shape, box)):
             common = box.intersect(overlap.target)
             if common is not None:
-                start = (c - t + s for c, t, s in zip(common.start, overlap.target.start, overlap.source.start, strict=True))
-                copies.append(Copy(rank, entry, Box(tuple(start), common.shape), common.relative_to(box.start)))
+                source = shifted(common.relative_to(overlap.target.start), overlap.source.start)
+                copies.append(Copy(rank, entry, source, common.relative_to(box.start)))
         return Fill(box, tuple(copies), self.tensor.parameter, box.size * self._itemsize)
