@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from reshard.plan.geometry import Cell
     from reshard.plan.model import Kind
-    from reshard.plan.rank import Planner
+    from reshard.plan.planner import Planner
 
 
 @dataclass(frozen=True, slots=True)

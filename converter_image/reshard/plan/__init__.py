@@ -8,7 +8,9 @@ from reshard.plan.distinct import Needed, bytes_needed
 from reshard.plan.model import Kind, Model, Parameter, Role
 from reshard.plan.parameters import build_model
 from reshard.plan.passthrough import passthrough_model
-from reshard.plan.rank import Planner, RankPlan, TargetTensor, prove
+from reshard.plan.planner import Planner
+from reshard.plan.proof import prove
+from reshard.plan.rank import RankPlan, TargetTensor
 from reshard.plan.rules import rounded, unapplied, unapplied_casts, unmatched_patterns, with_casts
 from reshard.plan.summary import Summary, summarize
 

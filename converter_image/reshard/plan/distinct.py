@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from reshard.plan.columns import Numbers
     from reshard.plan.model import Kind
-    from reshard.plan.rank import Planner
+    from reshard.plan.planner import Planner
 
 
 class Needed(NamedTuple):

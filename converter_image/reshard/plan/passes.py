@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from reshard.plan.geometry import Cell
     from reshard.plan.model import Kind
-    from reshard.plan.rank import Planner
+    from reshard.plan.planner import Planner
 
     Cells = tuple[tuple[int, ...], ...]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from reshard.plan.model import Kind, Model
-    from reshard.plan.rank import Planner
+    from reshard.plan.planner import Planner
 
 
 @dataclass(frozen=True, slots=True)
