@@ -12,7 +12,7 @@ from models import Cut, Model, Tensor
 
 from reshard.engine.moves import moves, reads
 from reshard.engine.small import Small, scatter
-from reshard.plan.runs import Runs, joined
+from reshard.plan.runs import Runs, joined, reads_of
 
 FILES = [np.frombuffer(np.random.default_rng(rank).bytes(1 << 20), np.uint8) for rank in range(3)]
 # Rank, gap before the run in the file, and length of each run, in the order of the file.
@@ -74,3 +74,24 @@ def test_thousands_of_small_tensors_take_few_reads(kind: str) -> None:
     assert sum(step.end - step.first for step in steps if isinstance(step, Small)) == len(tensors)
     assert len(list(reads(steps))) <= 8
     assert len(written(made, 0)) == made.file_size(0)
+
+
+@examples(60)
+@given(st.data())
+def test_no_more_is_fetched_for_small_tensors_than_their_plan_states(data: st.DataObject) -> None:
+    cuts = [Cut((4,), dims) for dims in (((), ()), ((0,), ()), ((), (0,)))]
+    shapes = data.draw(st.lists(st.sampled_from([(4, 4), (4, 64), (24, 24), (8, 512)]), min_size=9, max_size=60))
+    tensors = tuple(
+        Tensor(f"t{i}", "Float32", shape, data.draw(st.sampled_from(cuts)), 0, data.draw(st.sampled_from(cuts)), 0)
+        for i, shape in enumerate(shapes)
+    )
+    made, _ = task(Model(4, 1, 4, 1, tensors, 1, remove_redundancy=False), "safetensors", "safetensors")
+    plan = made.planner.plan(data.draw(st.integers(0, 3)))
+    wanted = data.draw(st.lists(st.booleans(), min_size=len(shapes), max_size=len(shapes)))
+    numbers = np.flatnonzero(plan.small & np.array(wanted))  # the others leave gaps
+    lengths = [
+        length
+        for alone, together in reads_of(plan, numbers, plan.ends[numbers], 1 << 20)
+        for length in (*(run[3] for run in alone), *(each.end - each.start for each in together))
+    ]
+    assert sum(lengths) <= np.diff(plan.fetched_ends)[numbers].sum()

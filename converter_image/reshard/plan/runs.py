@@ -117,9 +117,19 @@ def _pieces(starts: Iterator[int], length: int, piece: int) -> Iterator[int]:
 
 
 def most_fetched(table: Table) -> int:
-    """Return the maximum number of bytes that are fetched for a small tensor with these runs, with the gaps after them."""
-    lengths = table[:, 3]
-    return int((lengths + np.where(lengths < _SHORTEST_RUN, _PAGE_BYTES, lengths // 4)).sum())
+    """Return the maximum number of bytes that are fetched for a small tensor with these runs, with the gaps after them.
+
+    The runs of one source slice are fetched with gaps between them, but nothing beyond the gap after the last one.
+    """
+    most = 0
+    for overlap in np.unique(table[:, 0]):
+        _, sources, _, lengths = table[table[:, 0] == overlap].T
+        short = lengths < _SHORTEST_RUN
+        separately = lengths + np.where(short, _PAGE_BYTES, lengths // 4)
+        span = int((sources + lengths).max() - sources.min())
+        together = span + (_PAGE_BYTES if short.any() else -(-span // 4))  # the last run may be joined with all before it
+        most += min(together, int(separately.sum()))
+    return most
 
 
 def reads_of(plan: RankPlan, numbers: Numbers, places: Numbers, most: int) -> Iterator[tuple[Iterable[Run], Sequence[Joined]]]:
