@@ -15,7 +15,7 @@ from memory_tasks import task
 
 from reshard.checkpoint.blockcipher import cipher_of
 from reshard.engine.memory import memory_bytes, pass_limits
-from reshard.plan.passes import Limits, equal_files, passes
+from reshard.plan.passes import Limits, equal_targets, passes
 from reshard.storage.local import LocalStore
 from reshard.transform.ranks import most_files
 
@@ -99,6 +99,6 @@ def test_every_rank_is_in_one_pass_within_the_limits(
     found = passes(made.planner, ranks, Limits(files, tensors, equal=equal, few=few, run=64 << 10))
     assert sorted(rank for some in found for rank in some) == list(ranks)
     for some in found:
-        count = len(equal_files(made.planner, some)) if equal else len(some)
+        count = len(equal_targets(made.planner, some)) if equal else len(some)
         assert count <= files
         assert count == 1 or max(len(made.planner.parameters(rank)) for rank in some) * count <= tensors

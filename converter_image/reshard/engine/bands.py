@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from reshard.checkpoint.dtypes import DTYPES
-from reshard.engine.gather import reads_of_box, span_bytes
+from reshard.engine.gather import MOST_OVERREAD, reads_of_box, span_bytes
 from reshard.engine.memory import TILE_BYTES
 from reshard.engine.moves import Overlaps
 from reshard.engine.small import Small, reads_of_small
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 # A cast halves the length of a tensor, or more.
 _MOST_CAST = 4
-# The smallest box around needed boxes of a source slice is read as a whole if it has at most this multiple of their elements.
-_MOST_OVERREAD = 1.25
 
 
 class Batch(NamedTuple):
@@ -245,7 +243,7 @@ def _reads(rank: int, boxes: Mapping[Box, TensorEntry]) -> Iterator[Read]:
     """Yield the reads of boxes of one source slice, which are equal or have no common elements."""
     entry = next(iter(boxes.values()))
     whole = around(list(boxes))
-    together = whole.size <= _MOST_OVERREAD * sum(box.size for box in boxes)
+    together = whole.size <= MOST_OVERREAD * sum(box.size for box in boxes)
     for box in [whole] if together else boxes:
         yield from reads_of_box(rank, entry, box, sys.maxsize)
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from reshard.storage.traffic import Meter
 
 # Gaps between runs are read as well, as long as the total is at most this multiple of the required bytes.
-_MOST_OVERREAD = 1.25
+MOST_OVERREAD = 1.25
 # The same if the caller asks for short gaps to be read.
 _MOST_OVERREAD_OF_GAPS = 4
 # Below this length, many runs are not worth one system call each if every page contains one: a store reads whole pages.
@@ -292,7 +292,7 @@ def reads_of_box(rank: int, entry: TensorEntry, box: Box, tile_bytes: int, gap_b
 
 def span_bytes(tile_bytes: int) -> int:
     """Return the maximum length of a read with gaps."""
-    return int(tile_bytes * _MOST_OVERREAD)
+    return int(tile_bytes * MOST_OVERREAD)
 
 
 def _way(entry: TensorEntry, box: Box, itemsize: int, gap_bytes: int) -> tuple[int, Iterator[int], bool]:
@@ -307,5 +307,5 @@ def _way(entry: TensorEntry, box: Box, itemsize: int, gap_bytes: int) -> tuple[i
         span = (end - first) * itemsize
         dense = length < _SMALLEST_RUN and runs > _MANY_RUNS and span <= runs * _PAGE_BYTES
         near = span - nbytes <= gap_bytes * (runs - 1) and span <= _MOST_OVERREAD_OF_GAPS * nbytes
-        together = dense or near or span <= _MOST_OVERREAD * nbytes
+        together = dense or near or span <= MOST_OVERREAD * nbytes
     return length, (start * itemsize for start in starts), together

@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.manifest import FileRecord
@@ -16,7 +17,6 @@ from reshard.engine.content import Conditions, Content, Shared, assemble, produc
 from reshard.engine.memory import Budget
 from reshard.engine.verify import check_file, unreadable
 from reshard.errors import BugError, DataError, ReshardError
-from reshard.plan.passes import equal_files
 from reshard.progress import Cancellation
 from reshard.source.encrypted import decrypting
 from reshard.source.headers import Blocks, heads
@@ -188,26 +188,31 @@ def write_rank(run: Run, rank: int, budget: Budget) -> Written:
     return file.written
 
 
-def write_together(run: Run, ranks: Sequence[int], budget: PassBudget) -> list[Written]:
+def write_together(run: Run, contents: Sequence[tuple[int, ...]], budget: PassBudget) -> list[Written]:
     """Write, verify and record the files of several target ranks in one pass over the source.
+
+    Args:
+        run: run that writes the files.
+        contents: the ranks, divided into those whose files have the same content.
+        budget: memory and threads of the pass.
 
     Raises:
         BugError: a file differs from the source. It is kept for inspection.
         ReshardError: a file cannot be written or compared. It was deleted. Ranks that were recorded before remain.
     """
-    task, made, contents = run.task, list[_RankFile](), list[Shared]()
+    task, made, shared = run.task, list[_RankFile](), list[Shared]()
+    ranks = sorted(chain.from_iterable(contents))
     plans = {plan.rank: plan for plan in task.planner.plans(ranks)}
-    alike = equal_files(task.planner, ranks) if task.cipher is None else [(rank,) for rank in ranks]
     content = Meter()
     shares = _Shares(content, ranks)
     with closing(task.source_files(content)) as source:
-        for equal in alike:
+        for equal in contents:
             conditions = run.conditions(Budget())
             files = [_RankFile(run, plans[r], conditions.losses, partial(shares.take, r), budget.upload) for r in equal]
             made += files
             opened = _produced(task, files, [_Apart(file.opened()) for file in files], conditions, source)
-            contents.append(Shared(plans[equal[0]], opened, conditions.losses, partial(shares.add, equal)))
-        produce_together(task, contents, source, run.cancellation, budget)
+            shared.append(Shared(plans[equal[0]], opened, conditions.losses, partial(shares.add, equal)))
+        produce_together(task, shared, source, run.cancellation, budget)
     return [file.written for file in made]
 
 

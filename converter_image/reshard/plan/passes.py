@@ -56,7 +56,7 @@ class Limits(NamedTuple):
 
 def passes(planner: Planner, ranks: Iterable[int], limits: Limits) -> tuple[tuple[int, ...], ...]:
     """Divide target ranks among as few passes as the limits allow. A rank that shares little with others has its own pass."""
-    found, alone, alike = list[list["_File"]](), list[int](), equal_files(planner, ranks)
+    found, alone, alike = list[list["_File"]](), list[int](), equal_targets(planner, ranks)
     alike = [tuple(some) for equal in alike for some in _cut(equal, limits.ranks if limits.equal else 1)]
     for files in _connected([_File.of(planner, equal, limits.run) for equal in alike]):
         most = max(1, min(limits.files, limits.tensors // max(1, *(file.tensors for file in files))))
@@ -85,7 +85,7 @@ def _ranks(files: Iterable[_File]) -> tuple[int, ...]:
     return tuple(sorted(rank for file in files for rank in file.ranks))
 
 
-def equal_files(planner: Planner, ranks: Iterable[int]) -> list[tuple[int, ...]]:
+def equal_targets(planner: Planner, ranks: Iterable[int]) -> list[tuple[int, ...]]:
     """Divide target ranks into those whose files have the same tensors with the same content."""
     found: dict[Hashable, list[int]] = defaultdict(list)
     for rank in sorted(ranks):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from reshard.engine.memory import budget, pass_budget, pass_limits
 from reshard.engine.rankfile import write_rank, write_together
-from reshard.plan.passes import equal_files, passes
+from reshard.plan.passes import equal_targets, passes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,8 +30,16 @@ def passes_of(task: Task, target: Store, ranks: Sequence[int]) -> tuple[tuple[in
 
 def most_files(task: Task, target: Store, passes: Iterable[Sequence[int]]) -> int:
     """Return the largest number of files in a pass. Equal files count as one, unless each is encrypted or buffered separately."""
-    separate = target.remote or task.cipher is not None
-    return max((len(some if separate else equal_files(task.planner, some)) for some in passes if len(some) > 1), default=0)
+    return max((_files(target, _contents(task, some)) for some in passes if len(some) > 1), default=0)
+
+
+def _contents(task: Task, ranks: Sequence[int]) -> Sequence[tuple[int, ...]]:
+    """Divide the ranks of a pass into those whose files have the same content. Encrypted files never have."""
+    return equal_targets(task.planner, ranks) if task.cipher is None else [(rank,) for rank in ranks]
+
+
+def _files(target: Store, contents: Iterable[Sequence[int]]) -> int:
+    return sum(len(ranks) if target.remote else 1 for ranks in contents)
 
 
 def write_ranks(run: Run, ranks: Sequence[int], workers: int) -> list[Written]:
@@ -41,8 +49,9 @@ def write_ranks(run: Run, ranks: Sequence[int], workers: int) -> list[Written]:
     try:
         written = list["Written"]()
         for some in together:
-            files = most_files(run.task, run.state.target.store, [some])
-            written += write_together(run, some, pass_budget(files, workers, run.task.source))
+            contents = _contents(run.task, some)
+            budget_of_pass = pass_budget(_files(run.state.target.store, contents), workers, run.task.source)
+            written += write_together(run, contents, budget_of_pass)
         written += _write_alone(run, alone, workers)
     except BaseException:
         run.cancellation.cancel()
