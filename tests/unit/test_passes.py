@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import resource
+import weakref
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import models
 import pytest
@@ -14,6 +16,8 @@ from hypothesis import strategies as st
 from memory_tasks import task
 
 from reshard.checkpoint.blockcipher import cipher_of
+from reshard.checkpoint.encryption import Encryptor
+from reshard.engine.content import Conditions, Content
 from reshard.engine.memory import memory_bytes, pass_limits
 from reshard.plan.passes import Limits, equal_targets, passes
 from reshard.storage.local import LocalStore
@@ -87,6 +91,29 @@ def test_equal_files_take_the_memory_of_one(tmp_path: Path) -> None:
     assert 0 < many - few < 1 << 18  # the plans of the ranks, without tiles
     encrypted = replace(made, cipher=cipher_of("AES-GCM", b"0123456789abcdef"))
     assert most_files(encrypted, store, [ALL]) == 8
+
+
+def test_the_block_of_an_encrypted_file_is_freed_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise, the blocks of one pass would still take memory in the next one."""
+    alive = weakref.WeakSet[Encryptor]()
+    usual = Encryptor.__init__
+
+    def recorded(self: Encryptor, *arguments: Any) -> None:
+        usual(self, *arguments)
+        alive.add(self)
+
+    monkeypatch.setattr(Encryptor, "__init__", recorded)
+    tensors = (models.Tensor("w", "Float32", (64, 512), ROWS[0], 0, ROWS[1], 0),)
+    made, _ = task(models.Model(4, 1, 8, 1, tensors, 1, remove_redundancy=False), "ckpt", "ckpt")
+    content = Content(replace(made, cipher=cipher_of("AES-GCM", b"0123456789abcdef")), (), Conditions())
+    assert len(alive) == 1
+    gc.disable()
+    try:
+        content.emit(memoryview(b"content"))
+        content.finish()
+        assert not alive
+    finally:
+        gc.enable()
 
 
 @examples(300)

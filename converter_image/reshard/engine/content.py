@@ -96,6 +96,7 @@ class Content:
             self.emit(memoryview(trailer))
         if self._encryptor is not None:
             self._encryptor.finish()
+            self._encryptor = None  # it refers to this object, and would keep its block until such cycles are collected
         return str(self._digest)
 
     def _put(self, part: memoryview) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from reshard.checkpoint.encryption import BLOCK_BYTES
 from reshard.plan.passes import Limits
 from reshard.storage.ahead import GAP_BYTES, WINDOWS, longest_request
-from reshard.storage.buffers import ALIGNMENT
+from reshard.storage.buffers import ALIGNMENT, STAGE_BYTES
 from reshard.storage.local.descriptors import writable_files
 
 if TYPE_CHECKING:
@@ -192,6 +192,7 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
     common = _BASE_BYTES + len(names) * _BYTES_PER_NAME + sum(map(len, names)) * _BYTES_PER_CHARACTER + shards * _BYTES_PER_SHARD
     common += _CLIENT_BYTES if source.remote or target.remote else 0
     common += _CIPHERS_BYTES if decrypts or encrypts else 0
+    encrypted = BLOCK_BYTES + (0 if target.remote else STAGE_BYTES)
     largest, casts = max(sizes, default=0), any(parameter.cast for parameter in model.parameters)
 
     active = min(workers, model.target_ranks)
@@ -202,7 +203,7 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
     alone += active * (_CAST_BYTES_PER_WORKER if casts else 0) + (active * copies * _BYTES_PER_COPY if shards else 0)
     # Ciphertext that waits for decryption takes the same again.
     alone += active * share.ahead * (1 + decrypts) if source.remote else 0
-    alone += active * BLOCK_BYTES if encrypts else 0
+    alone += active * encrypted if encrypts else 0
     alone += active * target.write_cost(largest, share.upload).memory
 
     if not files:
@@ -211,7 +212,7 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
     together = each.batch * each.batches * (1 + (decrypts and source.remote)) + files * each.tile
     together += workers * _BYTES_PER_WORKER + min(_PASS_TENSORS, ranks * (len(names) + copies)) * _BYTES_PER_COPY
     together += workers * _CAST_BYTES_PER_WORKER + files * each.tile if casts else 0
-    together += files * BLOCK_BYTES if encrypts else 0
+    together += files * encrypted if encrypts else 0
     together += files * target.write_cost(largest, each.upload).memory
     return common + max(alone, together)
 

@@ -9,6 +9,8 @@ import numpy as np
 
 # Reads and writes past the page cache have positions, lengths and addresses that are multiples of this number of bytes.
 ALIGNMENT = 4 << 10
+# Parts of a file that are not aligned, such as encrypted ones, are collected in a buffer of this size before they are written.
+STAGE_BYTES = 1 << 20
 _HUGE_BYTES = 2 << 20
 
 

@@ -13,15 +13,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from reshard.errors import BugError
-from reshard.storage.buffers import ALIGNMENT, address, buffers
+from reshard.storage.buffers import ALIGNMENT, STAGE_BYTES, address, buffers
 from reshard.storage.local.descriptors import open_descriptor
 from reshard.storage.local.filesystem import UNSUPPORTED, no_bytes_accepted, no_direct_io
 
 if TYPE_CHECKING:
     from reshard.storage.protocol import Write
-
-# Appended bytes that are not aligned are collected in a buffer of this size.
-_STAGE_BYTES = 1 << 20
 
 
 class DirectFile:
@@ -68,14 +65,14 @@ class DirectFile:
     def append(self, view: memoryview) -> None:
         """Append bytes. The caller may modify them afterwards."""
         while view:
-            self._stage = self._stage or buffers(_STAGE_BYTES, 1)[0]
-            n = min(len(view), _STAGE_BYTES - self._staged)
+            self._stage = self._stage or buffers(STAGE_BYTES, 1)[0]
+            n = min(len(view), STAGE_BYTES - self._staged)
             self._stage[self._staged : self._staged + n] = view[:n]
             self._staged += n
             view = view[n:]
-            if self._staged == _STAGE_BYTES:
+            if self._staged == STAGE_BYTES:
                 self._write(self._stage, self._end)
-                self._end, self._staged = self._end + _STAGE_BYTES, 0
+                self._end, self._staged = self._end + STAGE_BYTES, 0
 
     def finish(self) -> None:
         """Write the bytes that are left. The last incomplete block takes the page cache.
