@@ -6,7 +6,10 @@ Each message states in one line what is wrong, where, and how to fix it. An erro
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 DOCUMENTATION = "https://reshard.dev/docs"  # as in [project.urls] of pyproject.toml
 
@@ -113,6 +116,12 @@ class RequestError(ReshardError):
 def documentation(reason: str) -> str:
     """Return the address of the entry of a reason in the error catalogue."""
     return f"{DOCUMENTATION}/errors/#{reason.lower()}"
+
+
+def listed(items: Iterable[object], most: int = 5) -> str:
+    """Return the first of some items, and the number of the others."""
+    texts = [str(item) for item in items]
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
 def printable(text: str) -> str:

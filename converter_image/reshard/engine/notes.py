@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.unified import HYPER_NAME
+from reshard.errors import listed
 from reshard.plan import Role, rounded, unapplied, unapplied_casts, unmatched_patterns
 from reshard.plan.copies import equal_files
 from reshard.plan.rules import NamePattern
@@ -72,21 +73,21 @@ def _notes_on_casts(model: Model, options: Options) -> list[str]:
 def _notes(model: Model, request: Request) -> tuple[str, ...]:
     notes = _notes_on_names(model, request.options)
     if model.source_only:
-        notes.append(f"skipped parameters that are only in the source strategy: {some(model.source_only)}")
+        notes.append(f"skipped parameters that are only in the source strategy: {listed(model.source_only)}")
     if model.target_only:
-        notes.append(f"skipped parameters that are only in the target strategy: {some(model.target_only)}")
+        notes.append(f"skipped parameters that are only in the target strategy: {listed(model.target_only)}")
     if model.not_in_files:
-        notes.append(f"no source file contains these parameters of the source strategy: {some(model.not_in_files)}")
+        notes.append(f"no source file contains these parameters of the source strategy: {listed(model.not_in_files)}")
     if model.zero_size:
         notes.append(
             "skipped tensors of shape [0], which MindSpore would load from a .ckpt file as scalars without a value:"
-            f" {some(model.zero_size)}"
+            f" {listed(model.zero_size)}"
         )
     notes += _notes_on_casts(model, request.options)
     notes += _notes_on_foreign_files(model, request)
     if empty := model.inventory.empty_files:
         ranks = format_ranks(tuple(file.rank for file in empty))
-        paths = some([file.path for file in empty])
+        paths = listed([file.path for file in empty])
         notes.append(
             f"the files of source ranks {ranks} contain no parameters; unless redundancy was removed, restore them: {paths}"
         )
@@ -107,9 +108,9 @@ def _notes_on_copies(model: Model, request: Request) -> list[str]:
             if request.options.kind.whole
             else f"each target rank uses the copy of source rank {_nth(model)}"
         )
-        notes.append(f"copies of these parameters differ between source ranks; {taken}: {some(accepted)}")
+        notes.append(f"copies of these parameters differ between source ranks; {taken}: {listed(accepted)}")
     if accepted := sorted(model.inconsistent_replicas - model.per_rank):
-        notes.append(f"replicas of these parameters differ; those of the lowest ranks are used: {some(accepted)}")
+        notes.append(f"replicas of these parameters differ; those of the lowest ranks are used: {listed(accepted)}")
     suspect = model.may_be_slices
     unnamed = [p.source_name for p in model.parameters if p.role is Role.REPLICATED or p.name in suspect]
     patterns = () if request.options.kind.one_stage else request.options.allow_inconsistent
@@ -123,12 +124,12 @@ def _notes_on_foreign_files(model: Model, request: Request) -> Iterator[str]:
     if slices := model.may_be_slices:
         yield (
             f"these parameters of MindSpore's {HYPER_NAME} are copied unchanged and may be rank 0's slices, because"
-            f" MindSpore also writes parameters to this file that its choice_func rejects: {some(slices)}"
+            f" MindSpore also writes parameters to this file that its choice_func rejects: {listed(slices)}"
         )
     if inventory.foreign and request.options.verification == "Full":
         marked = [file.path for file in inventory.files if file.crc is not None]
         if marked:
-            yield f"the CRC32 in these files was not checked, as MindSpore copied it from a source rank's file: {some(marked)}"
+            yield f"the CRC32 in these files was not checked, as MindSpore copied it from a source rank's file: {listed(marked)}"
 
 
 def _notes_on_types(model: Model, output: OutputFormat) -> tuple[str, ...]:
@@ -136,7 +137,7 @@ def _notes_on_types(model: Model, output: OutputFormat) -> tuple[str, ...]:
     found = [p for p in model.parameters if p.target_dtype in output.not_loaded]
     if not found:
         return ()
-    types, names = sorted({p.target_dtype for p in found}), some([p.name for p in found])
+    types, names = sorted({p.target_dtype for p in found}), listed([p.name for p in found])
     return (f"MindSpore 2.10 cannot load these parameters of type {', '.join(types)} from a .{output.name} file: {names}",)
 
 
@@ -162,14 +163,9 @@ def _notes_on_shares(planner: Planner, scope: Sequence[int]) -> tuple[str, ...]:
 
 
 def _counted(names: tuple[str, ...], what: str = "parameter") -> str:
-    return f"{len(names)} {what}{'s' * (len(names) > 1)}: {some(names)}"
+    return f"{len(names)} {what}{'s' * (len(names) > 1)}: {listed(names)}"
 
 
 def _nth(model: Model) -> str:
     first = f"{model.first_rank} + " if model.first_rank else ""
     return f"{first}target rank modulo {model.source_ranks}"
-
-
-def some(names: tuple[str, ...] | list[str]) -> str:
-    """Return the first names, and the number of the other names."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

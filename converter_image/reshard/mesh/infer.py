@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from reshard.errors import RequestError, ReshardError
+from reshard.errors import RequestError, ReshardError, listed
 from reshard.layout import ALL_OF_GROUP
 from reshard.layout.regroup import joinable
 from reshard.mesh.drafts import Draft, drafted
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from reshard.spec.layout import Mesh
     from reshard.strategy import Strategy
 
-_SHOWN = 5
 _GENERATED = ("accu_grads", "inputs")  # names that only the compiler uses; no checkpoint has them
 
 
@@ -332,10 +331,9 @@ def _refuse(names: list[str], what: str, where: str) -> None:
         RequestError: there are such parameters.
     """
     if names:
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         raise RequestError(
             "LayoutNotDerivable",
             what,
-            where=f"{where}: parameters {', '.join(names[:_SHOWN])}{more}",
+            where=f"{where}: parameters {listed(names)}",
             fix="correct the mesh, exclude these parameters, or use the strategy itself",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from reshard.errors import listed
 from reshard.mesh.patterns import patterns_of
 
 if TYPE_CHECKING:
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
 
     from reshard.errors import ReshardError
 
-_SHOWN = 5  # patterns in one message
 _MOST = 64  # problems in one message
 
 
@@ -50,9 +50,8 @@ def place(where: str, patterns: Sequence[str]) -> str:
         where: name of the layout file.
         patterns: patterns that match the names of these parameters.
     """
-    more = f" and {len(patterns) - _SHOWN} more" if len(patterns) > _SHOWN else ""
     plural = "s" if len(patterns) > 1 or "*" in patterns[0] else ""
-    return f"{where}: parameter{plural} {', '.join(patterns[:_SHOWN])}{more}"
+    return f"{where}: parameter{plural} {listed(patterns)}"
 
 
 def raise_all(errors: Sequence[ReshardError]) -> None:

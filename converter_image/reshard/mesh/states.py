@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reshard.errors import RequestError, ReshardError
+from reshard.errors import RequestError, ReshardError, listed
 from reshard.mesh.patterns import owner_of, patterns_of
 from reshard.mesh.render import rule_line
 from reshard.spec.layout import LayoutRule
@@ -83,7 +83,6 @@ class UndeclaredStates:
         if not names:
             return []
         patterns = self.patterns(names)
-        more = f" and {len(patterns) - most} more" if len(patterns) > most else ""
         others = [name for name in names if name not in self.owners]
         prefixes = ", ".join(dict.fromkeys(f"`{self.prefix(name)}`" for name in sorted(names) if name in self.owners))
         fixes = (
@@ -95,9 +94,7 @@ class UndeclaredStates:
             rule = rule_line(LayoutRule(self.patterns(others)[0]))
             fixes.append(f"add a rule such as {rule}, which means that every rank of a stage holds it whole")
         fix = "; ".join([*fixes, "or omit these parameters with --exclude (spec.parameters.exclude)"])
-        return [
-            RequestError("ParameterUnmatched", f"no rule matches {', '.join(patterns[:most])}{more}", where=self._where, fix=fix)
-        ]
+        return [RequestError("ParameterUnmatched", f"no rule matches {listed(patterns, most)}", where=self._where, fix=fix)]
 
     def notes(self, names: Iterable[str]) -> list[str]:
         """Return messages about prefixes after which all tensors with rules have names of parameters.

@@ -7,21 +7,19 @@ from typing import TYPE_CHECKING, NoReturn
 from reshard.checkpoint.dtypes import OBJECT
 from reshard.checkpoint.inventory import TensorEntry
 from reshard.checkpoint.unified import refuse_slices, stages_of_parts
-from reshard.errors import DataError, MissingInputError, RequestError
+from reshard.errors import DataError, MissingInputError, RequestError, listed
 from reshard.plan.kinds import Kinds, Whereabouts, names_in
 from reshard.plan.model import Model, Parameter, Role
 from reshard.plan.pad import lengths_by_name
 from reshard.plan.rules import excluded_by, new_names, refuse_nothing, renamed
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from reshard.checkpoint.inventory import Inventory, Kind
     from reshard.model import Shards
     from reshard.spec.rules import PadRule, RenameRule
     from reshard.strategy import Strategy
-
-_SHOWN = 5  # names quoted in one message
 
 
 def build_model(  # noqa: PLR0913 - each is a choice by itself
@@ -219,7 +217,7 @@ def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bo
         raise MissingInputError(
             "SourceRankMissing",
             f"the source strategy describes {_numbered(expected)}, but the source contains no checkpoint of rank"
-            f" {_listed(absent)}",
+            f" {listed(absent)}",
             where="source",
             fix="restore the missing files, or use the strategy that the source was trained with",
         )
@@ -284,9 +282,9 @@ def _refuse_missing(missing: list[str], held: Collection[str]) -> NoReturn:
         "ParameterMissing",
         "the target strategy contains parameters that "
         + (
-            f"the source strategy does not contain: {_listed(unnamed)}"
+            f"the source strategy does not contain: {listed(unnamed)}"
             if unnamed
-            else f"no source file contains: {_listed(missing)}"
+            else f"no source file contains: {listed(missing)}"
         ),
         where="source",
         fix="use matching strategies, or skip these parameters with --allow-missing (spec.parameters.allowMissing)",
@@ -295,9 +293,3 @@ def _refuse_missing(missing: list[str], held: Collection[str]) -> NoReturn:
 
 def _numbered(ranks: range) -> str:
     return f"ranks {ranks[0]}-{ranks[-1]} of one stage" if ranks[0] else f"{len(ranks)} ranks"
-
-
-def _listed(items: Iterable[object]) -> str:
-    texts = [str(item) for item in items]
-    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    return ", ".join(texts[:_SHOWN]) + more

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from reshard.checkpoint import format_of
 from reshard.checkpoint.manifest import STRATEGY_NAME
-from reshard.errors import DataError, MissingInputError, RequestError
+from reshard.errors import DataError, MissingInputError, RequestError, listed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -43,8 +43,7 @@ def is_candidate(path: str, pattern: str | None = None) -> bool:
 
 def preview(names: Collection[str]) -> str:
     """Return a few of these names in order, and the number of the others."""
-    shown = sorted(names)
-    return ", ".join(shown[:_SHOWN]) + (f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else "")
+    return listed(sorted(names), _SHOWN)
 
 
 def rank_folders(names: Iterable[str], where: str) -> dict[int, str]:

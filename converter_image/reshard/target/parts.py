@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from reshard.checkpoint.manifest import Loss, Manifest, SourceRecord
-from reshard.errors import MissingInputError, RequestError
+from reshard.errors import MissingInputError, RequestError, listed
 from reshard.spec.ranks import format_ranks, parse_ranks
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.manifest import FileRecord, ParameterRecord, StageRecord
     from reshard.spec.rules import RenameRule
-
-_SHOWN = 5
 
 
 def all_there(parts: Sequence[StageRecord]) -> bool:
@@ -45,10 +43,10 @@ def final_notes(manifest: Manifest) -> tuple[str, ...]:
         notes += [f"the pattern {pattern} matches no parameter" for pattern in _unmatched_patterns(manifest.stages)]
     losses = losses_of(manifest)
     if losses:
-        listed = [f"{name} ({loss.rounded:,})" for name, loss in losses.items()]
-        notes.append(f"casts changed {sum(loss.rounded for loss in losses.values()):,} elements: {_some(listed)}")
+        changed = [f"{name} ({loss.rounded:,})" for name, loss in losses.items()]
+        notes.append(f"casts changed {sum(loss.rounded for loss in losses.values()):,} elements: {listed(changed)}")
     if overflows := [f"{name} ({loss.overflowed:,})" for name, loss in losses.items() if loss.overflowed]:
-        notes.append(f"casts made finite elements infinite, as they are too large for the new type: {_some(overflows)}")
+        notes.append(f"casts made finite elements infinite, as they are too large for the new type: {listed(overflows)}")
     return tuple(notes)
 
 
@@ -93,7 +91,7 @@ def unite(manifests: Sequence[Manifest]) -> Manifest:
         names = sorted(uncovered)
         raise MissingInputError(
             "ParameterMissing",
-            f"none of the {len(parts)} stages holds these parameters of the strategy: {_some(names)}",
+            f"none of the {len(parts)} stages holds these parameters of the strategy: {listed(names)}",
             where="target strategy",
             fix="specify the number of stages (--stages, spec.source.stages), use matching strategies,"
             " or skip these parameters with --allow-missing (spec.parameters.allowMissing)",
@@ -199,11 +197,6 @@ def _unmatched_patterns(parts: Sequence[StageRecord]) -> tuple[str, ...]:
     first, *others = (part.unmatched_patterns for part in parts)
     common = set(first).intersection(*others)
     return tuple(pattern for pattern in first if pattern in common)
-
-
-def _some(texts: Sequence[str]) -> str:
-    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    return f"{', '.join(texts[:_SHOWN])}{more}"
 
 
 def _names(several: Iterable[Collection[str]]) -> tuple[str, ...]:

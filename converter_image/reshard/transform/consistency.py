@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from reshard.checkpoint.arrays import array_of
 from reshard.checkpoint.dtypes import STRING
 from reshard.checkpoint.unified import HYPER_NAME
-from reshard.engine.notes import some
-from reshard.errors import DataError, MissingInputError
+from reshard.errors import DataError, MissingInputError, listed
 from reshard.layout.box import Box
 from reshard.plan import Role
 from reshard.plan.copies import Block, Copies, most_blocks, spread
@@ -112,7 +111,7 @@ def refuse_possible_slices(model: Model, settled: Collection[str], options: Opti
     names = dict.fromkeys(p.source_name for p in model.parameters if p.name in suspect and p.source_name not in settled)
     if refused := [name for name in names if not any(pattern.matches(name) for pattern in accepted)]:
         first, *others = refused
-        more = f" (the same applies to {some(others)})" if others else ""
+        more = f" (the same applies to {listed(others)})" if others else ""
         raise DataError(
             "MayBeSlice",
             f"MindSpore's {HYPER_NAME} may contain only rank 0's slice of the parameter{more}",
@@ -204,7 +203,7 @@ class Mismatch:
     def __str__(self) -> str:
         """Return one clause."""
         element = "it" if self.single else f"element {list(self.index)}"
-        more = f" (copies of other parameters also differ: {some(self.others)})" if self.others else ""
+        more = f" (copies of other parameters also differ: {listed(self.others)})" if self.others else ""
         return f"{element} is {self.values}{more}"
 
 

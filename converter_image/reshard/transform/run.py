@@ -8,9 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from reshard.engine.memory import default_workers, peak_rss_bytes
-from reshard.engine.notes import some
 from reshard.engine.rankfile import Run, content_of
-from reshard.errors import AccessError, DataError, LockedError, MissingInputError, RequestError
+from reshard.errors import AccessError, DataError, LockedError, MissingInputError, RequestError, listed
 from reshard.plan import bytes_needed
 from reshard.progress import Cancellation, Silent
 from reshard.storage.traffic import metered
@@ -383,5 +382,5 @@ def _notes(task: Task, manifest: Manifest | None) -> tuple[str, ...]:
     if task.stage is None:
         return final_notes(manifest)
     names = sorted(set(manifest.inconsistent_replicas) - task.model.inconsistent_replicas)
-    inconsistent = f"copies of these parameters differ between stages; those of the first stage are used: {some(names)}"
+    inconsistent = f"copies of these parameters differ between stages; those of the first stage are used: {listed(names)}"
     return (*final_notes(manifest), *([inconsistent] if names else []))
