@@ -146,10 +146,11 @@ def _target_strategy(
     from reshard.transform.parameters import Parameters  # noqa: PLC0415 - as above
 
     parameters = Parameters(source, _model(inventory, source, None, request, only), is_selection(request, only))
-    tensors = parameters.tensors
-    found = parameters.resolved(target, tensors)
+    found = parameters.resolved(target)
     devices = found.strategy.devices
-    single = {name: Layout.whole(len(each.shape), devices) for name, each in tensors.items() if name not in found.assigned}
+    single = {
+        name: Layout.whole(len(each.shape), devices) for name, each in parameters.tensors.items() if name not in found.assigned
+    }
     if source is None and inventory.kind != "Unified":
         single = {}  # what neither side names is replicated
     strategy = replace(found.strategy, stages=tuple({**stage, **single} for stage in found.strategy.stages))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.dtypes import OBJECT
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from reshard.strategy import Strategy
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Parameters:
     """The parameters of a source.
 
@@ -43,20 +44,17 @@ class Parameters:
     model: Model
     selected: bool = False
 
-    @property
+    @cached_property
     def tensors(self) -> Mapping[str, Whole]:
         """Whole tensors that a layout file must describe, by their names in the target: those that the source strategy names."""
         named = (p for p in self.model.parameters if p.dtype != OBJECT and (p.role is Role.CUT or self.strategy is None))
         return {p.name: Whole(p.target_dtype, p.target_shape) for p in named}
 
-    def resolved(
-        self, file: LayoutFile, tensors: Mapping[str, Whole], witnesses: Sequence[Meshed] = (), *, incomplete: bool = False
-    ) -> Resolved:
+    def resolved(self, file: LayoutFile, witnesses: Sequence[Meshed] = (), *, incomplete: bool = False) -> Resolved:
         """Return the layouts of a layout file for these parameters.
 
         Args:
             file: layout file of the target.
-            tensors: `tensors` of this object.
             witnesses: other strategies of the same model, for `derive`.
             incomplete: whether parameters that no rule matches are returned instead of refused, if there is no other problem.
 
@@ -65,11 +63,11 @@ class Parameters:
             RequestError: the layout file does not match a parameter, or the source does not determine its sharding.
             UsageError: the pipeline stages of the layout file contradict each other.
         """
-        derivation = None if file.document.derive is None else self._derivation(file, tensors, witnesses)
-        others = (p for p in self.model.parameters if p.name not in tensors and p.dtype != OBJECT)
+        derivation = None if file.document.derive is None else self._derivation(file, witnesses)
+        others = (p for p in self.model.parameters if p.name not in self.tensors and p.dtype != OBJECT)
         return resolve(
             file.document,
-            tensors,
+            self.tensors,
             file.name,
             derivation,
             unnamed={p.name: Whole(p.dtype, p.shape) for p in others},
@@ -90,7 +88,7 @@ class Parameters:
         text = f"{file.name}: if the mesh of the source is {how.source_mesh}, {', '.join(found)}"
         return (*((text,) if found else ()), *resolved.notes)
 
-    def _derivation(self, file: LayoutFile, tensors: Mapping[str, Whole], witnesses: Sequence[Meshed]) -> Derivation:
+    def _derivation(self, file: LayoutFile, witnesses: Sequence[Meshed]) -> Derivation:
         """Return the shardings that follow from the source's strategy, or from the slices that its metadata locates.
 
         Raises:
@@ -99,7 +97,7 @@ class Parameters:
         document, how = file.document, file.document.derive
         if how is None:
             raise ValueError("a layout file with `derive` is required")
-        written = [p for p in self.model.parameters if p.name in tensors]
+        written = [p for p in self.model.parameters if p.name in self.tensors]
         renamed = {p.name: p.source_name for p in written if p.name != p.source_name}
         wholes = {p.source_name: Whole(p.dtype, p.shape) for p in written}
         source = (
@@ -120,7 +118,7 @@ class Parameters:
             evidence.insert(0, Evidence.of_grids(grids, how.source_mesh))
             if how.source_expert_mesh:
                 experts.insert(0, Evidence.of_grids(grids, how.source_expert_mesh))
-        return derive(document, tensors, file.name, evidence, renamed, experts)
+        return derive(document, self.tensors, file.name, evidence, renamed, experts)
 
 
 def _without_zero(file: LayoutFile, source: Strategy) -> list[str]:

@@ -103,7 +103,7 @@ def resolve_checkpoint(request: Request, file: LayoutFile, witness: Witness | No
         strategy = read_strategy(witness.path, request.storage_options.source)
         witnesses.append(Meshed(strategy, witness.mesh, witness.expert_mesh, witness.path))
     tensors = parameters.tensors
-    resolved = parameters.resolved(file, tensors, witnesses, incomplete=True)
+    resolved = parameters.resolved(file, witnesses, incomplete=True)
     others = [Whole(p.target_dtype, p.target_shape) for p in parameters.model.parameters if p.name not in tensors]
     alone = [tensor for name, tensor in tensors.items() if tensor.size <= 1 and name not in resolved.assigned]
     return ResolvedCheckpoint(file, tensors, resolved, (*others, *alone), (*notes, *parameters.notes(file, resolved)))
