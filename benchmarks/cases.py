@@ -32,7 +32,7 @@ class Tensor:
     dtype: str = "Float32"
 
     def layout(self, ranks: int, dimension: int, replicas: int = 1) -> Layout:
-        """The layout over so many ranks, of which `replicas` hold each slice."""
+        """Return the layout over this number of ranks. Each slice is on `replicas` of them."""
         return Layout((replicas, ranks // replicas), tuple((0,) if i == dimension else () for i in range(len(self.shape))))
 
 

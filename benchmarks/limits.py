@@ -1,4 +1,4 @@
-"""What this machine can do with a number of bytes: write and read them directly, and copy them in memory.
+"""Measure how fast this machine writes and reads bytes past the page cache, and copies them in memory.
 
 `limits.py write FOLDER BYTES` writes four new files with sync, `limits.py read FOLDER` reads all files of a folder, and
 `limits.py copy BYTES` copies memory with as many threads as there are processors. Each prints its seconds as JSON. Nothing passes

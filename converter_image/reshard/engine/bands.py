@@ -42,7 +42,7 @@ _MOST_CAST = 4
 
 
 class Batch(NamedTuple):
-    """What is fetched together, and the next moves of each file that use it.
+    """Ranges that are fetched together, and the next moves of each file, which use them.
 
     Attributes:
         ranges: ranges of the source's files, by rank.

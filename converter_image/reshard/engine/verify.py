@@ -37,7 +37,7 @@ _BLOCK_BYTES = 1 << 20
 _SAMPLES = 4  # rows of each parameter in a sample
 _SAMPLED_SEGMENTS = 8  # segments of each such row, from its first to its last
 _SAMPLE_BYTES = 16 << 10  # bytes of each such segment
-_MANY = 8  # so many small tensors of a group are compared together
+_MANY = 8  # the small tensors of a group are compared together if there are at least this many
 
 _FIX = "check the storage for errors and retry; if the error persists, please report it with both strategy files"
 
@@ -121,7 +121,7 @@ def _pairs(written: Reader, plan: RankPlan, described: Iterable[TensorEntry]) ->
 
 
 def _are_many(plan: RankPlan, group: TensorGroup) -> bool:
-    """Return whether the tensors of a group are small, and so many that they are compared together."""
+    """Return whether the tensors of a group are compared together: if they are small, and there are at least `_MANY`."""
     is_small = max(group.nbytes, group.written_nbytes) <= SMALL_BYTES
     if not is_small or group.kind.shards is not None or len(group.numbers) < _MANY:
         return False

@@ -99,7 +99,7 @@ def load(
 ) -> dict[str, Any]:
     """Load a target rank, and return its tensors by name. Arguments and errors are the same as for `iter_tensors`.
 
-    Beside its result, a load needs memory for the reads of its threads and for prefetched data, together at most 64 MB.
+    In addition to its result, a load needs memory for the reads of its threads and for prefetched data: at most 64 MB in total.
     """
     if unknown := how.keys() - LoadOptions.__annotations__.keys():
         msg = f"load() got an unexpected keyword argument {min(unknown)!r}"

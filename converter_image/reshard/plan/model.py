@@ -32,7 +32,7 @@ class Role(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Kind:
-    """What parameters of the same type, shape and layouts have in common. Large models have few kinds.
+    """The properties that parameters of the same type, shape and layouts share. Large models have few kinds.
 
     Parameters of one kind share the object, so that what is calculated for the kind can be cached by identity.
 
