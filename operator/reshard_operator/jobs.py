@@ -127,8 +127,11 @@ def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Obj
     """Return the Indexed Job whose pods write the target ranks."""
     spec = _spec(transform)
     ranks = ranks_of(spec, planned)
-    completions = -(-len(ranks) // spec.execution.ranks_per_pod)
-    variables = {"RESHARD_TARGET_RANKS": str(planned.target_ranks)}
+    completions = planned.grouping.groups(len(ranks))
+    variables = {
+        "RESHARD_TARGET_RANKS": str(planned.target_ranks),
+        "RESHARD_GROUPING": msgspec.json.encode(planned.grouping).decode(),
+    }
     job = _job(transform, config, "ranks", variables, memory_bytes=planned.memory_bytes)
     job["spec"] |= {
         "completionMode": "Indexed",

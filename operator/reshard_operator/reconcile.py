@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from reshard.spec.messages import CommitMessage, PlanMessage, UnreadableMessageError
-from reshard.spec.ranks import ranks_of_index
+from reshard.spec.ranks import Grouping
 from reshard_operator import diagnosis, jobs
 from reshard_operator.observation import CONTAINER, MOST_RUNS, QUEUE_LABEL, as_text, ranks_of
 from reshard_operator.status import Phase, State, all_done, build, plan_details, rank_details
@@ -127,7 +127,7 @@ def _carry_out(seen: Seen, spec: TransformSpec, planned: PlanMessage, config: Co
         return _complete(seen, "AlreadyComplete", "the target already contains this checkpoint", details | all_done(len(ranks)))
     job = seen.jobs.get("ranks")
     if job is not None:
-        details |= rank_details(seen, job, ranks, spec.execution.ranks_per_pod, _failures(seen, job, ranks, spec))
+        details |= rank_details(seen, job, ranks, planned.grouping, _failures(seen, job, ranks, planned.grouping))
     if ranks and (job is None or not job.complete):
         return _step(seen, spec, "ranks", jobs.ranks_job(seen.transform, config, planned), details)
     committed = seen.result("commit", CommitMessage)
@@ -260,8 +260,8 @@ def _why_failed(seen: Seen, spec: TransformSpec, step: str, job: Job) -> tuple[s
     if step == "ranks":
         planned = _planned(seen)
         ranks = ranks_of(spec, planned) if planned is not None else ()
-        each = spec.execution.ranks_per_pod
-        names = as_text(tuple(rank for i in failed for rank in ranks_of_index(ranks, each, i)), 200)
+        grouping = planned.grouping if planned is not None else Grouping()
+        names = as_text(tuple(rank for i in failed for rank in grouping.group(ranks, i)), 200)
         where = f"rank {names} of {len(ranks)} failed" if failed else "the Job of the ranks failed"
         return _reason(said, "RanksFailed"), f"{where}: {_message(said, condition)}"
     return _reason(said, _FAILED[step]), _message(said, condition)
@@ -292,16 +292,15 @@ def _message(said: list[FailureMessage], condition: Object) -> str:
     return said[0].message if said else str(condition.get("message") or "the pods were deleted and no error message is available")
 
 
-def _failures(seen: Seen, job: Job, ranks: tuple[int, ...], spec: TransformSpec) -> list[Object]:
+def _failures(seen: Seen, job: Job, ranks: tuple[int, ...], grouping: Grouping) -> list[Object]:
     """Return the newest failure of each index that has failed permanently, by rank."""
-    each = spec.execution.ranks_per_pod
     failed = set(job.indexes("failedIndexes"))
     found: dict[int, Object] = {}
     for pod in seen.pods_of(job):
         if pod.phase == "Failed" and pod.index in failed and pod.index not in found:
             failure = pod.failure()
             found[pod.index] = {
-                "ranks": as_text(ranks_of_index(ranks, each, pod.index), 100),
+                "ranks": as_text(grouping.group(ranks, pod.index), 100),
                 "pod": pod.name,
                 "reason": failure.reason[:100],
                 "exitCode": failure.exit_code,

@@ -7,12 +7,14 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from reshard.errors import documentation
-from reshard.spec.ranks import ranks_of_index
 from reshard_operator.observation import as_text, ranks_of
 
 if TYPE_CHECKING:
     from reshard.spec.messages import PlanMessage
+    from reshard.spec.ranks import Grouping
     from reshard.spec.resource import TransformSpec
     from reshard_operator.observation import Job, Object, Seen, Transform
 
@@ -107,6 +109,8 @@ def plan_details(planned: PlanMessage, spec: TransformSpec) -> Object:
             "parameters": planned.parameters,
             "bytesNeeded": planned.bytes_needed,
             "bytesDistinct": planned.bytes_distinct,
+            "pods": planned.grouping.groups(total),
+            "grouping": msgspec.to_builtins(planned.grouping),
             "memoryBytes": planned.memory_bytes,
             "digest": planned.digest,
             **({"notes": list(planned.notes)} if planned.notes else {}),
@@ -117,14 +121,14 @@ def plan_details(planned: PlanMessage, spec: TransformSpec) -> Object:
     }
 
 
-def rank_details(seen: Seen, job: Job, ranks: tuple[int, ...], ranks_per_pod: int, failures: list[Object]) -> Object:
+def rank_details(seen: Seen, job: Job, ranks: tuple[int, ...], grouping: Grouping, failures: list[Object]) -> Object:
     """Return the progress of the ranks, from their Job. Completion indexes are converted to ranks."""
 
     def of(indexes: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(rank for i in indexes for rank in ranks_of_index(ranks, ranks_per_pod, i))
+        return tuple(rank for i in indexes for rank in grouping.group(ranks, i))
 
     done, failed = len(of(job.indexes("completedIndexes"))), of(job.indexes("failedIndexes"))
-    active = int(job.status.get("active") or 0) * ranks_per_pod
+    active = int(job.status.get("active") or 0) * grouping.size
     details: Object = {
         "total": len(ranks),
         "active": min(active, len(ranks) - done - len(failed)),

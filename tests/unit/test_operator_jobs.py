@@ -16,6 +16,7 @@ from pretend_cluster import CONFIG, PLAN, resource
 
 from reshard.errors import UsageError
 from reshard.spec.messages import PlanMessage
+from reshard.spec.ranks import Grouping
 from reshard.spec.resource import parse_spec
 from reshard_operator import jobs
 from reshard_operator.config import load
@@ -169,14 +170,28 @@ def test_pods_are_restricted_and_have_no_token() -> None:
     }
 
 
-@pytest.mark.parametrize(("ranks", "each", "completions"), [(None, 1, 6), (None, 4, 2), ("1-3", 1, 3), ("0,5", 2, 1)])
-def test_completion_indexes_map_to_ranks(ranks: str | None, each: int, completions: int) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "grouping", "completions"),
+    [
+        (None, Grouping(), 6),
+        (None, Grouping.consecutive(4), 2),
+        (None, Grouping(1, 2, 3), 3),
+        ("1-3", Grouping(), 3),
+        ("0,5", Grouping.consecutive(2), 1),
+    ],
+)
+def test_completion_indexes_map_to_groups(ranks: str | None, grouping: Grouping, completions: int) -> None:
     target = resource()["spec"]["target"] | ({"onlyRanks": ranks} if ranks else {})
-    spec = {"target": target, "execution": {"ranksPerPod": each}}
-    job = ranks_job(**spec)
+    planned = msgspec.structs.replace(PLANNED, grouping=grouping)
+    job = jobs.ranks_job(Transform.parse(resource(target=target)), CONFIG, planned)
     assert job["spec"]["completions"] == completions
     assert variables(job)["RESHARD_TARGET_RANKS"] == "6"
-    assert json.loads(text_for_pods(**spec))["execution"] == {"ranksPerPod": each, "io": "Auto"}
+    assert msgspec.json.decode(variables(job)["RESHARD_GROUPING"], type=Grouping) == grouping
+
+
+def test_pods_read_only_some_fields_of_the_execution() -> None:
+    spec = {"execution": {"ranksPerPod": 3, "parallelism": 5}}
+    assert json.loads(text_for_pods(**spec))["execution"] == {"ranksPerPod": 3, "io": "Auto"}
 
 
 def text_for_pods(**spec: Any) -> str:

@@ -27,7 +27,8 @@ def test_from_plan_to_complete() -> None:
     assert [name.removeprefix("a-transform-11112222-") for name in cluster.created] == ["plan", "ranks", "commit"]
     status = cluster.status
     assert (status["phase"], status["progress"], status["percentage"]) == ("Complete", "6/6", 100)
-    assert status["plan"] == {k: v for k, v in PLAN.items() if k not in {"version", "finishedRanks", "complete"}}
+    expected = {k: v for k, v in PLAN.items() if k not in {"version", "finishedRanks", "complete"}} | {"pods": 6}
+    assert status["plan"] == expected
     assert (status["bytesFetched"], status["bytesWritten"], status["manifest"]) == (900, 1200, "reshard-manifest.json")
     assert status["startTime"] <= status["completionTime"]
     assert conditions(cluster) == {"Ready": "True", "Complete": "True"}
@@ -95,13 +96,16 @@ def test_a_failed_plan_reports_the_pods_message() -> None:
 def test_failed_ranks_are_named_as_ranks() -> None:
     said = {"reason": "Truncated", "message": "Truncated: rank_3/x.ckpt: ends early", "exitCode": 65}
     target = resource()["spec"]["target"] | {"onlyRanks": "1-4"}
-    spec = {"target": target, "execution": {"ranksPerPod": 2}}
-    cluster = PretendCluster(resource(**spec), outcome=failing("ranks", 65, said, (1,)))
+    grouping = {"run": 1, "count": 2, "stride": 2}
+    failed = failing("ranks", 65, said, (1,))
+    outcome = {"plan": (0, PLAN | {"grouping": grouping})}
+    cluster = PretendCluster(resource(target=target), outcome=lambda step, index: outcome.get(step) or failed(step, index))
     cluster.settle()
-    ranks = cluster.status["ranks"]
-    assert (ranks["total"], ranks["succeeded"], ranks["failed"], ranks["failedRanks"]) == (4, 2, 2, "3-4")
-    assert ranks["failures"] == [{"ranks": "3-4", "pod": "a-transform-11112222-ranks-1", **said}]
-    assert ready(cluster)["message"] == f"rank 3-4 of 4 failed: {said['message']}"
+    ranks, plan = cluster.status["ranks"], cluster.status["plan"]
+    assert (plan["grouping"], plan["pods"]) == (grouping, 2)
+    assert (ranks["total"], ranks["succeeded"], ranks["failed"], ranks["failedRanks"]) == (4, 2, 2, "2,4")
+    assert ranks["failures"] == [{"ranks": "2,4", "pod": "a-transform-11112222-ranks-1", **said}]
+    assert ready(cluster)["message"] == f"rank 2,4 of 4 failed: {said['message']}"
     assert len(cluster.created) == 2
 
 

@@ -43,6 +43,7 @@ class Pods:
         monkeypatch.setenv("RESHARD_TERMINATION_LOG", str(self._log))
         self.spec = SPEC
         self.text: str | None = None
+        self.grouping = '{"run": 4, "count": 1, "stride": 4}'
         self.made = disk.write(volumes / "source", disk.example())
         (volumes / "source-strategy").mkdir()
         self.made.target_strategy.rename(volumes / "source-strategy" / "target.ckpt")
@@ -64,7 +65,7 @@ class Pods:
             (folder / f"{number:03}").symlink_to(f"..data/{number:03}")
         digest = hashlib.sha256(text.encode()).hexdigest()
         spec = {"RESHARD_SPEC": str(folder), "RESHARD_SPEC_SHA256": digest}
-        given = {**spec, "RESHARD_OWNER": owner, "RESHARD_TARGET_RANKS": "6", **variables}
+        given = {**spec, "RESHARD_OWNER": owner, "RESHARD_TARGET_RANKS": "6", "RESHARD_GROUPING": self.grouping, **variables}
         for name, value in given.items():
             self._environment.setenv(name, value)
         assert main(["step", step]) == expect
@@ -73,6 +74,7 @@ class Pods:
         assert len(text) <= 2000
         found: dict[str, Any] = json.loads(text)
         assert found.pop("version") == MESSAGE_VERSION
+        self.grouping = json.dumps(found.get("grouping")) if step == "plan" else self.grouping
         return found
 
 
@@ -172,6 +174,7 @@ def test_another_transform_is_kept_out_by_the_lock(pods: Pods, monkeypatch: pyte
         ({"RESHARD_TARGET_RANKS": "-1", "JOB_COMPLETION_INDEX": "0"}, "RESHARD_TARGET_RANKS"),
         ({"JOB_COMPLETION_INDEX": "x"}, "JOB_COMPLETION_INDEX"),
         ({"JOB_COMPLETION_INDEX": "7"}, "index 7 has no ranks"),
+        ({"JOB_COMPLETION_INDEX": "0", "RESHARD_GROUPING": '{"run": 0}'}, "the text is not a grouping"),
     ],
 )
 def test_wrong_variables_are_named(pods: Pods, variables: dict[str, str], said: str) -> None:

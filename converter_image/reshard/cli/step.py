@@ -9,7 +9,8 @@ The operator and its pods communicate only through these environment variables, 
 | `RESHARD_SPEC_SHA256` | the SHA-256 of that JSON |
 | `RESHARD_OWNER` | the resource's UID: pods of one transform share the target's lock |
 | `RESHARD_TARGET_RANKS` | the number of target ranks |
-| `JOB_COMPLETION_INDEX` | selects the pod's ranks, in units of `spec.execution.ranksPerPod`; set by Kubernetes |
+| `RESHARD_GROUPING` | the division of the ranks among pods that the plan step reported, as JSON (`reshard.spec.ranks.Grouping`) |
+| `JOB_COMPLETION_INDEX` | the number of the pod's group; set by Kubernetes |
 | `RESHARD_DIGEST` | the digest that the plan step reported, for the commit step |
 """
 
@@ -41,7 +42,7 @@ from reshard.spec.messages import (
     encode_message,
 )
 from reshard.spec.mounts import request_of_pod
-from reshard.spec.ranks import format_ranks, ranks_of_index, ranks_to_write
+from reshard.spec.ranks import Grouping, format_ranks, ranks_to_write
 from reshard.spec.resource import parse_spec
 from reshard.target.parts import final_notes, is_whole
 from reshard.transform.complete import commit_checkpoint
@@ -108,6 +109,7 @@ def _plan(invocation: Invocation, spec: TransformSpec, request: Request) -> Plan
         bytes_distinct=planned.summary.bytes_distinct,
         memory_bytes=planned.memory_bytes,
         digest=planned.digest,
+        grouping=Grouping.consecutive(spec.execution.ranks_per_pod),
         finished_ranks=len(planned.finished_ranks),
         complete=planned.complete,
         notes=tuple(_short(note, _LONGEST_NOTE) for note in planned.notes[:_MOST_NOTES]),
@@ -116,7 +118,7 @@ def _plan(invocation: Invocation, spec: TransformSpec, request: Request) -> Plan
 
 def _ranks(invocation: Invocation, spec: TransformSpec, request: Request) -> RanksMessage:
     index, total = _number("JOB_COMPLETION_INDEX"), _number("RESHARD_TARGET_RANKS")
-    ranks = ranks_of_index(ranks_to_write(spec.target.only_ranks, total), spec.execution.ranks_per_pod, index)
+    ranks = _grouping().group(ranks_to_write(spec.target.only_ranks, total), index)
     if not ranks:
         raise UsageError("InvalidVariable", f"index {index} has no ranks", where="JOB_COMPLETION_INDEX", fix=_FOR_PODS)
     options = msgspec.structs.replace(request.options, only_ranks=format_ranks(ranks))
@@ -184,6 +186,14 @@ def _spec() -> TransformSpec:
     except msgspec.DecodeError as error:
         raise UsageError("InvalidSpec", f"the spec is not JSON: {error}", where=str(folder), fix=_FOR_PODS) from error
     return parse_spec(document, "the resource")
+
+
+def _grouping() -> Grouping:
+    try:
+        return msgspec.json.decode(_variable("RESHARD_GROUPING"), type=Grouping)
+    except msgspec.MsgspecError as error:
+        problem = f"the text is not a grouping: {error}"
+        raise UsageError("InvalidVariable", problem, where="RESHARD_GROUPING", fix=_FOR_PODS) from error
 
 
 def _number(name: str) -> int:

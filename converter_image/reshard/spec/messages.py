@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Self, TypeVar
 
 import msgspec
 
+from reshard.spec.ranks import Grouping
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -29,7 +31,11 @@ class StepMessage(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class PlanMessage(StepMessage, frozen=True):
-    """The report of the plan step."""
+    """The report of the plan step.
+
+    Attributes:
+        grouping: division of the ranks among pods.
+    """
 
     source_ranks: _Ranks
     target_ranks: _Ranks
@@ -38,6 +44,7 @@ class PlanMessage(StepMessage, frozen=True):
     bytes_distinct: _Count
     memory_bytes: _Count
     digest: str
+    grouping: Grouping = Grouping()
     finished_ranks: _Count = 0
     complete: bool = False
     notes: Annotated[tuple[str, ...], msgspec.Meta(max_length=16)] = ()

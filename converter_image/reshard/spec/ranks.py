@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Self
+
+import msgspec
 
 from reshard.errors import RequestError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+# More than any cluster has, so that no product of two numbers of a forged message is large.
+_Number = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 
 
 def parse_ranks(text: str, total: int | None = None) -> tuple[int, ...]:
@@ -66,6 +71,50 @@ def format_ranks(ranks: tuple[int, ...]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
 
 
-def ranks_of_index(ranks: Sequence[int], ranks_per_pod: int, index: int) -> tuple[int, ...]:
-    """Return the ranks that one pod of an Indexed Job writes."""
-    return tuple(ranks[index * ranks_per_pod : (index + 1) * ranks_per_pod])
+class Grouping(msgspec.Struct, frozen=True):
+    """A division of target ranks among pods, which depends only on three numbers, so that every process finds the same groups.
+
+    In each block of `count * stride` consecutive ranks, a group has `run` neighbours, and those `stride`, 2 `stride`, ... ranks
+    after them. A group at the end of a block has fewer neighbours if `run` does not divide `stride`, and the last block may be
+    shorter.
+
+    Attributes:
+        run: number of neighbours.
+        count: number of times that they are repeated.
+        stride: distance between the repetitions, at least `run`.
+    """
+
+    run: _Number = 1
+    count: _Number = 1
+    stride: _Number = 1
+
+    @classmethod
+    def consecutive(cls, ranks: int) -> Self:
+        """Return the grouping into groups of this many consecutive ranks."""
+        return cls(ranks, 1, ranks)
+
+    @property
+    def size(self) -> int:
+        """Number of ranks in a group. Some groups may have fewer."""
+        return self.run * self.count
+
+    def groups(self, ranks: int) -> int:
+        """Return the number of groups of this many ranks. No group is empty.
+
+        >>> Grouping(2, 2, 4).groups(11)
+        4
+        """
+        blocks, rest = divmod(ranks, self.count * self.stride)
+        return blocks * -(-self.stride // self.run) + -(-min(rest, self.stride) // self.run)
+
+    def group(self, ranks: Sequence[int], index: int) -> tuple[int, ...]:
+        """Return the ranks of a group. Positions among `ranks` count, rather than the numbers of the ranks.
+
+        >>> [Grouping(2, 2, 4).group(range(11), index) for index in range(4)]
+        [(0, 1, 4, 5), (2, 3, 6, 7), (8, 9), (10,)]
+        """
+        block, place = divmod(index, -(-self.stride // self.run))
+        begin = block * self.count * self.stride
+        first, end = place * self.run, min((place + 1) * self.run, self.stride)
+        starts = range(begin, min(begin + self.count * self.stride, len(ranks)), self.stride)
+        return tuple(rank for start in starts for rank in ranks[start + first : start + end])
