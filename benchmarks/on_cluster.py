@@ -20,7 +20,7 @@ from cluster.layout import Layout
 from kubernetes import client, config
 from kubernetes_access import written
 from kubernetes_objects import indexed_job, pod_spec, wait_for
-from pretend_cluster import COMMIT, PLAN
+from pretend_cluster import LAST, PLAN
 from rich.console import Console
 from rich.table import Table
 from transforms_on_cluster import RELEASE, SYSTEM, Stage, install
@@ -93,7 +93,7 @@ def idle(layout: Layout, table: Table) -> None:
 
 def thousand_ranks(stage: Stage, layout: Layout, table: Table) -> None:
     """Compare a transform of many ranks with a bare Job of as many pods."""
-    messages = simulated.messages(plan=PLAN | {"targetRanks": RANKS}, commit=COMMIT)
+    messages = simulated.messages(plan=PLAN | {"targetRanks": RANKS}, ranks=LAST)
     with simulated.nodes(layout, 20) as placement:
         bare = bare_jobs(stage.batch, stage.namespace, (RANKS,), {**pod_spec("localhost/none", ["none"]), **placement})
         before = len(writes(layout))

@@ -18,7 +18,7 @@ from reshard_operator.observation import Event, Job, Object, Pod, Seen, Transfor
 from reshard_operator.reconcile import Action, Create, Patch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
 GROUP, VERSION = API_VERSION.split("/")
 PLURAL = "checkpointtransforms"
@@ -27,6 +27,8 @@ _SECONDS = 30.0
 # In a step with thousands of pods, this many are enough for a diagnosis.
 _MOST_WAITING = 50
 _MOST_FAILED = 200
+# Reading more pods than this for the report of a commit takes longer than a commit step, which finds the checkpoint complete.
+_MOST_SUCCEEDED = 5000
 _PAGE = 500
 # Pods that start within this time need no diagnosis.
 _USUAL_START = timedelta(seconds=5)
@@ -214,13 +216,17 @@ class Cluster:
         pods: list[Pod] = []
         if untold := [step for step in ("plan", "commit") if step in current and not transform.knows(step)]:
             pods += map(Pod, await self._list(place, f"{own},{jobs.LABEL_STEP} in ({','.join(untold)})"))
-        if "ranks" in current:
+        if (job := current.get("ranks")) is not None and job.complete:
+            if "commit" not in current and not transform.knows("commit"):
+                pods += await self._committing(place, ranks)
+            return pods, []
+        if job is not None:
             # Find out why some do not progress.
             waiting = await self._list(place, ranks, "status.phase=Pending", _MOST_WAITING)
-            if not waiting and not current["ranks"].runs:
+            if not waiting and not job.runs:
                 waiting = await self._list(place, ranks, "status.phase=Running", _PAGE)
             pods += map(Pod, waiting)
-            if current["ranks"].status.get("failed") or current["ranks"].failed is not None:
+            if job.status.get("failed") or job.failed is not None:
                 pods += map(Pod, await self._list(place, ranks, "status.phase=Failed", _MOST_FAILED))
             return pods, []
         # Pods of earlier attempts and of other transforms may still write: wait for them.
@@ -229,6 +235,16 @@ class Cluster:
         writing = f"{same},{jobs.LABEL_STEP} in (ranks,commit)"
         alive = map(Pod, await self._list(place, writing, _ALIVE, _MOST_WAITING))
         return pods, [f"CheckpointTransform {pod.annotation(jobs.ANNOTATION_TRANSFORM)} (pod {pod.name})" for pod in alive]
+
+    async def _committing(self, place: str, labels: str) -> list[Pod]:
+        """Return the pod that reports a commit, if it is among the first ones. Any index can be the last to be finished."""
+        read = 0
+        async for items in self._pages(place, labels, "status.phase=Succeeded"):
+            if (found := next((pod for pod in map(Pod, items) if pod.committed is not None), None)) is not None:
+                return [found]
+            if (read := read + len(items)) >= _MOST_SUCCEEDED:
+                break
+        return []
 
     async def _events(self, transform: Transform, now: datetime, current: dict[str, Job], pods: list[Pod]) -> list[Event]:
         """Return the Warning Events of Jobs and pods that make no progress."""
@@ -253,15 +269,22 @@ class Cluster:
 
     async def _list(self, place: str, labels: str = "", fields: str = "", most: int | None = None) -> list[Object]:
         """Return the matching objects, or the first `most` of them."""
-        query = {"limit": str(most or _PAGE)}
-        query |= ({"labelSelector": labels} if labels else {}) | ({"fieldSelector": fields} if fields else {})
         items: list[Object] = []
+        async for page in self._pages(place, labels, fields, most or _PAGE):
+            items += page
+            if most is not None and len(items) >= most:
+                break
+        return items[:most]
+
+    async def _pages(self, place: str, labels: str, fields: str, limit: int = _PAGE) -> AsyncIterator[list[Object]]:
+        """Yield the matching objects, at most `limit` at a time."""
+        query = {"limit": str(limit)}
+        query |= ({"labelSelector": labels} if labels else {}) | ({"fieldSelector": fields} if fields else {})
         while True:
             page = await self._call("GET", place, query)
-            items += page.get("items") or []
-            more = page["metadata"].get("continue")
-            if not more or (most is not None and len(items) >= most):
-                return items[:most]
+            yield page.get("items") or []
+            if not (more := page["metadata"].get("continue")):
+                return
             query["continue"] = more
 
     async def _call(

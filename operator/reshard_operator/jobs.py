@@ -124,12 +124,13 @@ def plan_job(transform: Transform, config: Config, run: int = 1) -> Object:
 
 
 def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Object:
-    """Return the Indexed Job whose pods write the target ranks."""
+    """Return the Indexed Job whose pods write the target ranks. The last of them commits."""
     spec = _spec(transform)
     ranks = ranks_of(spec, planned)
     completions = planned.grouping.groups(len(ranks))
     variables = {
         "RESHARD_TARGET_RANKS": str(planned.target_ranks),
+        "RESHARD_DIGEST": planned.digest,
         "RESHARD_GROUPING": msgspec.json.encode(planned.grouping).decode(),
     }
     job = _job(transform, config, "ranks", variables, memory_bytes=planned.memory_bytes)
@@ -154,7 +155,7 @@ def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Obj
 
 
 def commit_job(transform: Transform, config: Config, planned: PlanMessage, run: int = 1) -> Object:
-    """Return the Job that reads the records of all ranks and completes the checkpoint."""
+    """Return the Job that reads the records of all ranks and completes the checkpoint, if no pod of the ranks has done so."""
     variables = {"RESHARD_DIGEST": planned.digest}
     return _job(transform, config, "commit", variables, memory_bytes=planned.memory_bytes, run=run)
 

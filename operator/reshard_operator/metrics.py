@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Info
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from reshard.spec.messages import RANK_SECONDS_BUCKETS, CommitMessage, RankSeconds
+from reshard.spec.messages import RANK_SECONDS_BUCKETS, RankSeconds
 from reshard.version import __version__, build
 from reshard_operator.status import STUCK, WAITING, Phase, waits_for
 
@@ -43,7 +43,7 @@ LEADING = Gauge("reshard_leading", "1 if this replica holds the lease, otherwise
 
 
 class RankDurations(Collector):
-    """Histogram of the durations of ranks. Each commit step reports the counts of all its ranks."""
+    """Histogram of the durations of ranks. Each commit reports the counts of all its ranks."""
 
     def __init__(self) -> None:
         self._counts = [0] * (len(RANK_SECONDS_BUCKETS) + 1)
@@ -111,5 +111,5 @@ def count_end(seen: Seen, status: Object) -> None:
             BYTES_FETCHED.inc(status["bytesFetched"])
             FETCH_REQUESTS.inc(status["requests"])
             BYTES_WRITTEN.inc(status["bytesWritten"])
-        if (committed := seen.result("commit", CommitMessage)) is not None:
+        if (committed := seen.committed()) is not None:
             RANK_SECONDS.add(committed.rank_seconds)

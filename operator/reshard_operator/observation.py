@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from reshard.errors import ReshardError
-from reshard.spec.messages import FailureMessage, UnreadableMessageError, decode_message
+from reshard.spec.messages import CommitMessage, FailureMessage, RanksMessage, UnreadableMessageError, decode_message
 from reshard.spec.ranks import format_ranks, parse_ranks, ranks_to_write
 from reshard.spec.resource import TransformSpec, parse_spec
 
@@ -252,6 +252,16 @@ class Pod(Kept):
         """
         return decode_message(str(self.terminated.get("message") or ""), kind)
 
+    @property
+    def committed(self) -> CommitMessage | None:
+        """The report of the commit, if this is the pod of the ranks step that completed the checkpoint."""
+        if self.phase != "Succeeded":
+            return None
+        try:
+            return self.result(RanksMessage).committed
+        except UnreadableMessageError:
+            return None
+
     def failure(self) -> FailureMessage:
         """Return the failure of the pod, from its termination message (of any version) if there is one."""
         ended = self.terminated
@@ -313,7 +323,7 @@ class Seen:
         jobs: Jobs of this attempt, by step. For a step with several runs, the Job of the last run.
         runs: run numbers of these Jobs.
         old_jobs: Jobs of earlier attempts and runs.
-        pods: pods of this transform. For the ranks step, only some pods that wait, are not ready, or have failed.
+        pods: pods of this transform. For the ranks step, only some pods that wait, are not ready, have failed or report a commit.
         rivals: pods and Jobs of other transforms that occupy the same target, as text.
         events: Warning Events of unfinished Jobs and waiting pods.
         now: time of the observation, in whole seconds.
@@ -369,6 +379,14 @@ class Seen:
             return self.read_result(step, kind)
         except UnreadableMessageError:
             return None
+
+    def committed(self) -> CommitMessage | None:
+        """Return the report of the commit step, or that of a pod of the completed ranks step, or None if there is none."""
+        if (found := self.result("commit", CommitMessage)) is not None:
+            return found
+        job = self.jobs.get("ranks")
+        pods = self.pods_of(job) if job is not None and job.complete else ()
+        return next((found for pod in pods if (found := pod.committed) is not None), None)
 
 
 def job_name(name: str, uid: str, step: str, attempt: int, run: int = 1) -> str:

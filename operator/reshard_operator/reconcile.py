@@ -1,4 +1,6 @@
-"""Determine the next step of a transform from an observation: plan -> ranks -> commit -> complete.
+"""Determine the next step of a transform from an observation: plan -> ranks -> complete.
+
+The pod that finishes the last rank commits. If no pod reports that, the commit is a further step.
 
 A decision depends only on the observation. Events may therefore be late, duplicated, reordered or lost, and the operator may be
 killed at any time.
@@ -130,8 +132,8 @@ def _carry_out(seen: Seen, spec: TransformSpec, planned: PlanMessage, config: Co
         details |= rank_details(seen, job, ranks, planned.grouping, _failures(seen, job, ranks, planned.grouping))
     if ranks and (job is None or not job.complete):
         return _step(seen, spec, "ranks", jobs.ranks_job(seen.transform, config, planned), details)
-    committed = seen.result("commit", CommitMessage)
-    if committed is None:
+    committed = seen.committed()
+    if committed is None:  # an index has no ranks, and a pod may be deleted before its report is read
         commit = jobs.commit_job(seen.transform, config, planned, _next_run(seen, "commit"))
         return _step(seen, spec, "commit", commit, details)
     details |= all_done(len(ranks)) | {

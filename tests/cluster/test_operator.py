@@ -59,13 +59,13 @@ def test_two_resources_with_one_target(stage: Stage) -> None:
 
 def test_the_operator_is_killed_in_each_phase(stage: Stage) -> None:
     stage.create("survivor", stage.spec())
-    for phase in ("Planning", "Resharding", "Committing"):
+    for phase in ("Planning", "Resharding", "Complete"):
         stage.wait("survivor", lambda s, phase=phase: s.get("phase") in {phase, "Complete"})
         for pod in stage.core.list_namespaced_pod(SYSTEM, label_selector=f"app.kubernetes.io/instance={RELEASE}").items:
             stage.core.delete_namespaced_pod(pod.metadata.name, SYSTEM, grace_period_seconds=0)
     stage.ended("survivor")
     assert stage.differences() == []
-    assert len(stage.jobs()) == 3
+    assert len(stage.jobs()) == 2
 
 
 def test_an_evicted_pod_runs_again(stage: Stage) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kubernetes import client
 from kubernetes_access import written
 from kubernetes_objects import indexed_job, pod_spec, wait_for
-from pretend_cluster import COMMIT, PLAN
+from pretend_cluster import LAST, PLAN
 from transforms_on_cluster import RELEASE, SYSTEM
 
 from cluster import simulated
@@ -40,12 +40,13 @@ def test_an_indexed_job_of_hundreds_of_pods_completes_on_simulated_nodes(
 
 
 def test_hundreds_of_ranks_cost_few_writes(stage: Stage, layout: Layout) -> None:
-    messages = simulated.messages(plan=PLAN | {"targetRanks": RANKS}, commit=COMMIT)
+    messages = simulated.messages(plan=PLAN | {"targetRanks": RANKS}, ranks=LAST)
     with simulated.nodes(layout, 10) as placement:
         template = {"annotations": messages, "nodeSelector": placement["nodeSelector"], "tolerations": placement["tolerations"]}
         stage.create("many", stage.spec(execution={"parallelism": RANKS, "podTemplate": template}))
         status = stage.ended("many")
     assert status["progress"] == f"{RANKS}/{RANKS}"
+    assert status["jobs"].keys() == {"plan", "ranks"}
     assert len(json.dumps(status)) < 10_000
     writes = [
         datetime.fromisoformat(entry["requestReceivedTimestamp"])

@@ -42,6 +42,18 @@ COMMIT = {
     "rankSeconds": {"counts": [0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 2], "sum": 9016.5},
     "manifest": "reshard-manifest.json",
 }
+# The report of the pod of the ranks that commits, and of the others.
+LAST = {
+    "version": MESSAGE_VERSION,
+    "bytesNeeded": 100,
+    "bytesDistinct": 100,
+    "bytesFetched": 100,
+    "requests": 2,
+    "bytesWritten": 200,
+    "peakRssBytes": 70_000_000,
+    "committed": COMMIT,
+}
+RANKS = LAST | {"committed": None}
 
 
 def resource(uid: str = "11112222-aaaa", **spec: Any) -> dict[str, Any]:
@@ -79,7 +91,7 @@ class PretendCluster:
     now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     created: list[str] = field(default_factory=list)
     outcome: Callable[[str, int], tuple[int, object]] = field(
-        default=lambda step, _: (0, {"plan": PLAN, "commit": COMMIT}.get(step, {}))
+        default=lambda step, _: (0, {"plan": PLAN, "ranks": RANKS, "commit": COMMIT}[step])
     )
     keeps_start_time: bool = False
     _serial: int = 0
@@ -228,6 +240,11 @@ def ready(cluster: PretendCluster) -> dict[str, Any]:
     """Return the condition that describes the current activity."""
     found: dict[str, Any] = next(c for c in cluster.status["conditions"] if c["type"] == "Ready")
     return found
+
+
+def committing(step: str, index: int) -> tuple[int, object]:
+    """The outcome if the pod of rank 4 is the last and commits."""
+    return (0, LAST) if (step, index) == ("ranks", 4) else PretendCluster().outcome(step, index)
 
 
 def failing(step: str, code: int, message: dict[str, Any], indexes: tuple[int, ...] = (0,)) -> Any:

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 from datetime import timedelta
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import pytest
 from catalogue import CATALOGUE
 from effort import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from pretend_cluster import COMMIT, CONFIG, PLAN, PretendCluster, conditions, failing, older, ready, resource
+from pretend_cluster import COMMIT, CONFIG, PLAN, PretendCluster, committing, conditions, failing, older, ready, resource
 
 from reshard.errors import documentation
 from reshard_operator.jobs import holds_target
-from reshard_operator.observation import Job, Transform
+from reshard_operator.observation import Job, Pod, Transform
 from reshard_operator.reconcile import Create, Patch, reconcile, refused
 from reshard_operator.status import event, only_counts_differ
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 QUEUE = {"kueue.x-k8s.io/queue-name": "gpus"}
 
 
-def test_from_plan_to_complete() -> None:
-    cluster = PretendCluster()
+@pytest.mark.parametrize(
+    ("outcome", "steps"), [(committing, ["plan", "ranks"]), (PretendCluster().outcome, ["plan", "ranks", "commit"])]
+)
+def test_from_plan_to_complete(outcome: Callable[[str, int], tuple[int, object]], steps: list[str]) -> None:
+    cluster = PretendCluster(outcome=outcome)
     cluster.settle()
-    assert [name.removeprefix("a-transform-11112222-") for name in cluster.created] == ["plan", "ranks", "commit"]
+    assert [name.removeprefix("a-transform-11112222-") for name in cluster.created] == steps
     status = cluster.status
     assert (status["phase"], status["progress"], status["percentage"]) == ("Complete", "6/6", 100)
     expected = {k: v for k, v in PLAN.items() if k not in {"version", "finishedRanks", "complete"}} | {"pods": 6}
@@ -33,6 +40,29 @@ def test_from_plan_to_complete() -> None:
     assert status["startTime"] <= status["completionTime"]
     assert conditions(cluster) == {"Ready": "True", "Complete": "True"}
     assert all(job["spec"]["ttlSecondsAfterFinished"] == 3600 for job in cluster.jobs.values())
+
+
+def test_a_commit_whose_report_was_deleted_is_repeated() -> None:
+    cluster = PretendCluster(outcome=committing)
+    while not any(Pod(pod).committed for pod in cluster.pods):
+        cluster.work()
+        cluster.advance()
+    assert cluster.status["phase"] == "Resharding"
+    cluster.pods.clear()
+    cluster.settle()
+    assert cluster.status["phase"] == "Complete"
+    assert [name.rpartition("-")[2] for name in cluster.created] == ["plan", "ranks", "commit"]
+
+
+def test_a_commit_counts_once_all_pods_have_ended() -> None:
+    """Those that run could still write."""
+    cluster = PretendCluster(resource(execution={"parallelism": 5}), outcome=committing)
+    while not any(Pod(pod).committed for pod in cluster.pods):
+        cluster.work()
+        cluster.advance()
+    assert cluster.work().status["phase"] == "Resharding"
+    cluster.settle()
+    assert cluster.status["phase"] == "Complete"
 
 
 def test_a_part_that_is_not_the_last() -> None:
@@ -306,12 +336,13 @@ MOMENTS = ["work", "lost", "advance", "twice", "suspend", "resume", "parallel", 
 
 
 @examples(300)
-@given(moments=st.lists(st.sampled_from(MOMENTS), max_size=60), fails=st.booleans(), index=st.booleans())
-def test_any_order_repetition_or_loss_ends_in_the_same_state(*, moments: list[str], fails: bool, index: bool) -> None:
+@given(moments=st.lists(st.sampled_from(MOMENTS), max_size=60), fails=st.booleans(), index=st.booleans(), last=st.booleans())
+def test_any_order_repetition_or_loss_ends_in_the_same_state(*, moments: list[str], fails: bool, index: bool, last: bool) -> None:
     """`lost`: the operator is killed between its actions and its status; `twice`: two replicas decide from one observation."""
+    usual = committing if last else PretendCluster().outcome
     said = {"reason": "Truncated", "message": "m", "exitCode": 65}
     outcome = failing("commit", 65, said) if index else failing("ranks", 65, said, (2,))
-    cluster = PretendCluster(resource(**(INDEX if index else {})), outcome=outcome if fails else PretendCluster().outcome)
+    cluster = PretendCluster(resource(**(INDEX if index else {})), outcome=outcome if fails else usual)
     execution = {"parallelism": 8, "attempt": 1}
     for moment in moments:
         if moment == "advance":
@@ -345,8 +376,9 @@ def test_any_order_repetition_or_loss_ends_in_the_same_state(*, moments: list[st
     cluster.settle(60)
     attempt = execution["attempt"]
     assert (cluster.status["phase"], cluster.status["attempt"]) == ("Failed" if fails else "Complete", attempt)
-    last = [name for name in cluster.created if name.endswith(f"-{attempt}" if attempt > 1 else ("plan", "ranks", "commit"))]
-    assert len(last) == len(set(last)) == (2 if fails or index else 3)
+    ends = f"-{attempt}" if attempt > 1 else ("plan", "ranks", "commit")
+    created = [name for name in cluster.created if name.endswith(ends)]
+    assert len(created) == len(set(created)) == (2 if fails or index or last else 3)
     assert reconcile(cluster.see(), CONFIG).actions == ()
     assert not any(isinstance(action, Create) for action in cluster.decide().actions)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import time
 from typing import TYPE_CHECKING, Any
 
 import disk
@@ -12,12 +14,13 @@ import pytest
 from rawfiles import same
 
 import reshard
+from reshard.checkpoint.manifest import MANIFEST_NAME, encode
 from reshard.cli import main
 from reshard.errors import LockedError
 from reshard.spec.messages import MESSAGE_VERSION
 from reshard.storage.local import LocalStore
 from reshard.target.folder import LOCK, TargetFolder
-from reshard.target.lock import locked
+from reshard.target.lock import STALE_SECONDS, LockOwner, locked
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +47,7 @@ class Pods:
         self.spec = SPEC
         self.text: str | None = None
         self.grouping = '{"run": 4, "count": 1, "stride": 4}'
+        self._digest = "none"
         self.made = disk.write(volumes / "source", disk.example())
         (volumes / "source-strategy").mkdir()
         self.made.target_strategy.rename(volumes / "source-strategy" / "target.ckpt")
@@ -65,7 +69,14 @@ class Pods:
             (folder / f"{number:03}").symlink_to(f"..data/{number:03}")
         digest = hashlib.sha256(text.encode()).hexdigest()
         spec = {"RESHARD_SPEC": str(folder), "RESHARD_SPEC_SHA256": digest}
-        given = {**spec, "RESHARD_OWNER": owner, "RESHARD_TARGET_RANKS": "6", "RESHARD_GROUPING": self.grouping, **variables}
+        given = {
+            "RESHARD_OWNER": owner,
+            "RESHARD_TARGET_RANKS": "6",
+            "RESHARD_GROUPING": self.grouping,
+            "RESHARD_DIGEST": self._digest,
+            **spec,
+            **variables,
+        }
         for name, value in given.items():
             self._environment.setenv(name, value)
         assert main(["step", step]) == expect
@@ -74,7 +85,8 @@ class Pods:
         assert len(text) <= 2000
         found: dict[str, Any] = json.loads(text)
         assert found.pop("version") == MESSAGE_VERSION
-        self.grouping = json.dumps(found.get("grouping")) if step == "plan" else self.grouping
+        if step == "plan":
+            self.grouping, self._digest = json.dumps(found.get("grouping")), found.get("digest", self._digest)
         return found
 
 
@@ -83,22 +95,51 @@ def pods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pods:
     return Pods(tmp_path, monkeypatch)
 
 
-def test_plan_ranks_and_commit_equal_one_transform(pods: Pods) -> None:
+def test_plan_and_ranks_equal_one_transform(pods: Pods) -> None:
     planned = pods.run("plan")
     assert (planned["sourceRanks"], planned["targetRanks"], planned["complete"], planned["finishedRanks"]) == (4, 6, False, 0)
-    for index in range(2):
-        written = pods.run("ranks", JOB_COMPLETION_INDEX=str(index))
-        assert written["bytesWritten"] > 0
-    again = pods.run("ranks", JOB_COMPLETION_INDEX="1")
-    assert again["bytesWritten"] == 0
-    committed = pods.run("commit", RESHARD_DIGEST=planned["digest"])
+    first = pods.run("ranks", JOB_COMPLETION_INDEX="0")
+    assert (first["bytesWritten"] > 0, first["committed"]) == (True, None)
+    last = pods.run("ranks", JOB_COMPLETION_INDEX="1")
+    committed = last["committed"]
     assert committed["digest"] == planned["digest"]
+    assert committed["bytesWritten"] == first["bytesWritten"] + last["bytesWritten"]
     assert sum(committed["rankSeconds"]["counts"]) == 6
     assert committed["rankSeconds"]["sum"] > 0
     assert disk.differences(pods.made.model, pods.target, "ckpt") == []
-    assert pods.run("commit", RESHARD_DIGEST=planned["digest"]) == committed
+    again = pods.run("ranks", JOB_COMPLETION_INDEX="0")  # its node was lost before it reported its end
+    assert (again["bytesWritten"], again["committed"]) == (0, committed)
+    assert pods.run("commit") == committed
     assert pods.run("plan", owner="uid-2")["complete"]
     assert not (pods.target / ".reshard").exists() or not any((pods.target / ".reshard").iterdir())
+
+
+def test_the_commit_step_completes_what_the_last_rank_does_not(pods: Pods) -> None:
+    """A pod that was killed leaves its member of the lock, so the last pod does not know whether it still writes."""
+    pods.run("plan")
+    member = pods.target / ".reshard" / f"lock.host-1-0.{'0' * 32}.member"
+    for index in range(2):
+        member.touch()
+        assert pods.run("ranks", JOB_COMPLETION_INDEX=str(index))["committed"] is None
+    assert pods.run("commit")["manifest"] == MANIFEST_NAME
+    assert disk.differences(pods.made.model, pods.target, "ckpt") == []
+
+
+def test_a_commit_that_fails_is_left_to_the_commit_step(pods: Pods) -> None:
+    pods.run("plan")
+    pods.run("ranks", JOB_COMPLETION_INDEX="0")
+    (file,) = (pods.target / "rank_2").iterdir()
+    file.chmod(0o600)
+    file.write_bytes(bytes(file.stat().st_size))
+    assert pods.run("ranks", JOB_COMPLETION_INDEX="1")["committed"] is None
+    failed = pods.run("commit", expect=66)
+    assert "1 of 6 ranks are not finished or have changed: 2" in failed["message"]
+
+
+def test_a_pod_of_another_plan_does_not_commit(pods: Pods) -> None:
+    pods.run("plan")
+    for index in range(2):
+        assert pods.run("ranks", JOB_COMPLETION_INDEX=str(index), RESHARD_DIGEST="0" * 64)["committed"] is None
 
 
 def test_plan_and_commit_make_an_index(pods: Pods) -> None:
@@ -159,10 +200,21 @@ def test_undescribed_files_are_never_mistaken_for_an_old_attempt(pods: Pods) -> 
 def test_another_transform_is_kept_out_by_the_lock(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reshard.cli.step._FIRST_WAIT_SECONDS", 0.01)
     monkeypatch.setattr("reshard.cli.step._LONGEST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("reshard.cli.step._LOCK_SECONDS", 0.05)
     store = LocalStore(pods.target)
     with locked(store, LOCK, owner="uid-other", mode=0o640):
         failed = pods.run("plan", expect=LockedError.exit_code)
     assert failed["reason"] == "TargetLocked"
+    pods.run("plan")
+
+
+def test_a_step_waits_until_the_lock_of_a_killed_pod_expires(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reshard.cli.step._FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("reshard.cli.step._LONGEST_WAIT_SECONDS", 0.01)
+    lock = pods.target / LOCK
+    lock.parent.mkdir(parents=True)
+    lock.write_bytes(encode(LockOwner("someone", "elsewhere", "")))
+    os.utime(lock, (time.time() - STALE_SECONDS + 0.5,) * 2)
     pods.run("plan")
 
 

@@ -54,13 +54,13 @@ def test_a_checkpoint_is_complete_when_all_ranks_exist_and_no_process_writes(mad
     request = Request(str(made.source), str(target), str(made.source_strategy), str(made.target_strategy))
     digest = ""
     for ranks in ("0-2", "3-5"):
-        assert digest == "" or commit_if_complete(str(target), digest) is None
+        assert digest == "" or commit_if_complete(str(target), digest, ranks=range(6)) is None
         some = msgspec.structs.replace(request, options=Options(only_ranks=ranks))
         digest = transform_checkpoint(some, commit=False).digest
     with locked(LocalStore(str(target)), LOCK, owner=f"task-{digest}", mode=0o640):
-        assert commit_if_complete(str(target), digest) is None
+        assert commit_if_complete(str(target), digest, ranks=range(6)) is None
     for _ in range(2):
-        manifest = commit_if_complete(str(target), digest)
+        manifest = commit_if_complete(str(target), digest, ranks=range(6))
         assert manifest is not None
         assert manifest.ranks == "0-5"
     assert right(made, target)

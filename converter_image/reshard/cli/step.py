@@ -11,7 +11,7 @@ The operator and its pods communicate only through these environment variables, 
 | `RESHARD_TARGET_RANKS` | the number of target ranks |
 | `RESHARD_GROUPING` | the division of the ranks among pods that the plan step reported, as JSON (`reshard.spec.ranks.Grouping`) |
 | `JOB_COMPLETION_INDEX` | the number of the pod's group; set by Kubernetes |
-| `RESHARD_DIGEST` | the digest that the plan step reported, for the commit step |
+| `RESHARD_DIGEST` | the digest that the plan step reported, for the steps after it |
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, wait_random_exponential
 
 from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import console
 from reshard.engine.memory import MOST_WORKERS
 from reshard.engine.rankfile import content_of
-from reshard.errors import ReshardError, UsageError, printable
+from reshard.errors import LockedError, ReshardError, UsageError, printable
 from reshard.progress import CancelledError
 from reshard.spec.messages import (
     CommitMessage,
@@ -44,12 +44,16 @@ from reshard.spec.messages import (
 from reshard.spec.mounts import request_of_pod
 from reshard.spec.ranks import Grouping, format_ranks, ranks_to_write
 from reshard.spec.resource import parse_spec
+from reshard.target.lock import STALE_SECONDS
 from reshard.target.parts import final_notes, is_whole
-from reshard.transform.complete import commit_checkpoint
+from reshard.transform.complete import commit_checkpoint, commit_if_complete
 from reshard.transform.plan import plan_transform
 from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
+    from reshard.checkpoint.manifest import Manifest
     from reshard.cli import Invocation
     from reshard.spec.request import Request
     from reshard.spec.resource import TransformSpec
@@ -63,6 +67,8 @@ _MOST_NOTES = 4
 _TRIES = 4
 _FIRST_WAIT_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 15.0
+# The lock of a pod that was killed while it committed expires within this time.
+_LOCK_SECONDS = STALE_SECONDS + _LONGEST_WAIT_SECONDS
 _FOR_PODS = "let the operator run this command: it configures the pod"
 
 
@@ -75,7 +81,7 @@ def run_step(invocation: Invocation, name: str) -> None:
     work = {"plan": _plan, "ranks": _ranks, "commit": _commit}[name]
     retrying = Retrying(
         retry=retry_if_exception(lambda e: isinstance(e, ReshardError) and e.retryable and not isinstance(e, CancelledError)),
-        stop=stop_after_attempt(_TRIES),
+        stop=_is_over,
         wait=wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS),
         before_sleep=lambda state: _log_retry(state.outcome.exception() if state.outcome else None),
         reraise=True,
@@ -138,21 +144,44 @@ def _ranks(invocation: Invocation, spec: TransformSpec, request: Request) -> Ran
         requests=result.requests,
         bytes_written=result.bytes_written,
         peak_rss_bytes=result.peak_rss_bytes,
+        committed=_commit_as_last(invocation, request, ranks_to_write(spec.target.only_ranks, total)),
     )
+
+
+def _commit_as_last(invocation: Invocation, request: Request, ranks: tuple[int, ...]) -> CommitMessage | None:
+    """Complete the checkpoint if this pod finished its last rank. What fails here, the commit step reports or completes."""
+    try:
+        manifest = commit_if_complete(
+            request.target,
+            _variable("RESHARD_DIGEST"),
+            ranks=ranks,
+            storage_options=request.storage_options.target,
+            cancellation=invocation.cancellation,
+        )
+    except CancelledError:
+        raise
+    except ReshardError as error:
+        console.err(f"the commit is left to the commit step: {printable(str(error))}", logging.WARNING)
+        return None
+    return None if manifest is None else _committed(manifest)
 
 
 def _commit(invocation: Invocation, _: TransformSpec, request: Request) -> CommitMessage:
     digest, owner = _variable("RESHARD_DIGEST"), _variable("RESHARD_OWNER")
-    ranks, storage_options = request.options.only_ranks, request.storage_options.target
+    manifest = commit_checkpoint(
+        request.target,
+        ranks=request.options.only_ranks,
+        digest=digest,
+        owner=owner,
+        storage_options=request.storage_options.target,
+        cancellation=invocation.cancellation,
+    )
+    return _committed(manifest)
+
+
+def _committed(manifest: Manifest) -> CommitMessage:
+    """Return the report of a commit, and log the final notes."""
     with console.progress() as progress:
-        manifest = commit_checkpoint(
-            request.target,
-            ranks=ranks,
-            digest=digest,
-            owner=owner,
-            storage_options=storage_options,
-            cancellation=invocation.cancellation,
-        )
         for note in final_notes(manifest):
             progress.note(note)
     content = content_of(manifest.files)
@@ -222,6 +251,13 @@ def _short(text: str, most: int) -> str:
     """Shorten a text to `most` ASCII characters. Keep the start, with the problem, and the end, with the remedy."""
     text = printable(text).encode("ascii", "replace").decode("ascii")
     return text if len(text) <= most else f"{text[: most * 2 // 3]} ... {text[5 - most // 3 :]}"
+
+
+def _is_over(state: RetryCallState) -> bool:
+    """Return whether a step is not tried again."""
+    if state.outcome is not None and isinstance(state.outcome.exception(), LockedError):
+        return (state.seconds_since_start or 0.0) > _LOCK_SECONDS
+    return state.attempt_number >= _TRIES
 
 
 def _log_retry(error: BaseException | None) -> None:

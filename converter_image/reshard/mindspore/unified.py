@@ -255,7 +255,7 @@ def _write_beside_others(request: Request, *, workers: int, all_together: bool) 
     """
     result = retry_until_unlocked(lambda: transform_checkpoint(request, workers=workers, commit=False), _MOST_PATIENCE_SECONDS)
     if not result.complete:
-        commit_if_complete(request.target, result.digest, all_ranks=all_together)
+        commit_if_complete(request.target, result.digest, ranks=range(result.target_ranks) if all_together else None)
 
 
 def _cut_files(request: Request, files: Mapping[int, str]) -> None:

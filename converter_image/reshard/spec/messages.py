@@ -50,17 +50,6 @@ class PlanMessage(StepMessage, frozen=True):
     notes: Annotated[tuple[str, ...], msgspec.Meta(max_length=16)] = ()
 
 
-class RanksMessage(StepMessage, frozen=True):
-    """The report of one pod of the ranks step."""
-
-    bytes_needed: _Count
-    bytes_distinct: _Count
-    bytes_fetched: _Count
-    requests: _Count
-    bytes_written: _Count
-    peak_rss_bytes: _Count
-
-
 class RankSeconds(msgspec.Struct, frozen=True):
     """Durations of ranks.
 
@@ -85,7 +74,7 @@ class RankSeconds(msgspec.Struct, frozen=True):
 
 
 class CommitMessage(StepMessage, frozen=True):
-    """The report of the commit step.
+    """The report of a commit.
 
     Attributes:
         digest: digest of the task that was committed.
@@ -102,6 +91,22 @@ class CommitMessage(StepMessage, frozen=True):
     bytes_written: _Count
     manifest: str
     rank_seconds: RankSeconds = RankSeconds()
+
+
+class RanksMessage(StepMessage, frozen=True):
+    """The report of one pod of the ranks step.
+
+    Attributes:
+        committed: report of the commit, if all ranks were finished and this pod completed the checkpoint.
+    """
+
+    bytes_needed: _Count
+    bytes_distinct: _Count
+    bytes_fetched: _Count
+    requests: _Count
+    bytes_written: _Count
+    peak_rss_bytes: _Count
+    committed: CommitMessage | None = None
 
 
 class FailureMessage(StepMessage, frozen=True):

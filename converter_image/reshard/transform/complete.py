@@ -14,13 +14,15 @@ from reshard.storage import open_store
 from reshard.target.folder import TargetFolder
 from reshard.target.lock import writing
 from reshard.telemetry import operation
-from reshard.transform.commit import commit_task, ranks_of, ranks_unfinished, recorded, shape_of, would_lose
+from reshard.transform.commit import commit_task, ranks_of, ranks_unfinished, shape_of, would_lose, written_ranks
 from reshard.transform.documents import changed_documents, check_exists, expected_documents
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from reshard.checkpoint.manifest import Manifest
     from reshard.spec.storage_options import StorageOptions
-    from reshard.target.snapshot import TargetSnapshot
+    from reshard.target.snapshot import TargetSnapshot, TaskRecord
 
 
 @operation("commit_checkpoint")
@@ -85,39 +87,71 @@ def commit_checkpoint(
 
 @operation("commit_checkpoint")
 def commit_if_complete(
-    target_url: str, digest: str, *, all_ranks: bool = True, storage_options: StorageOptions | None = None
+    target_url: str,
+    digest: str,
+    *,
+    ranks: Collection[int] | None = None,
+    storage_options: StorageOptions | None = None,
+    cancellation: Cancellation | None = None,
 ) -> Manifest | None:
     """Complete the checkpoint of a task unless other processes still write ranks. The last process to finish finds no other.
+
+    A process calls this function after it has released the lock under which it wrote its ranks. Of several processes that finish
+    at the same time, one commits.
 
     Args:
         target_url: URL or path of the target.
         digest: digest of the task.
-        all_ranks: whether all ranks are required. False means that the finished ranks make the checkpoint complete.
+        ranks: target ranks that make the checkpoint complete. None means the finished ones.
         storage_options: options of the object store, if the target is in one.
+        cancellation: object that cancels the commit from another thread.
 
     Returns:
         The manifest, or None if other processes still write to the target, a rank is missing, or ranks of another checkpoint
         would be lost.
+
+    Raises:
+        MissingInputError: a file of a finished rank was deleted or has changed.
     """
+    cancellation = cancellation or Cancellation()
     target = TargetFolder(open_store(target_url, storage_options), Options().file_mode)
     snapshot = target.observe()
     if (task := snapshot.find_task(digest)) is None:  # another process was the last
         return _completed(snapshot, digest)
+    if _finished(target, task, snapshot, ranks) is None:  # do not keep out processes that are about to start
+        return None
     target = replace(target, mode=task.mode)
     try:
         with writing(target, task, owner=None):
-            snapshot = target.observe()  # others may have written before this process held the lock
-            if snapshot.find_task(digest) is None:
-                return _completed(snapshot, digest)
-            cancellation = Cancellation()
-            draft, done = target.task(digest).draft(), tuple(sorted(recorded(target, task, snapshot, None, cancellation)))
-            every = ranks_of(draft)
-            ranks = every if all_ranks else done
-            if not set(done) >= set(ranks) or (task.replaces and would_lose(target, snapshot, ranks, every, shape_of(draft))):
-                return None
-            return commit_task(target, task, snapshot, ranks, cancellation)
+            return _commit_alone(target, digest, ranks, cancellation)
     except LockedError:
         return None
+
+
+def _commit_alone(
+    target: TargetFolder, digest: str, ranks: Collection[int] | None, cancellation: Cancellation
+) -> Manifest | None:
+    """Complete the checkpoint of a task whose lock only this process holds. See `commit_if_complete`."""
+    snapshot = target.observe()  # others may have written before this process held the lock
+    if (task := snapshot.find_task(digest)) is None:
+        return _completed(snapshot, digest)
+    if (finished := _finished(target, task, snapshot, ranks)) is None:
+        return None
+    draft = target.task(digest).draft()
+    if task.replaces and would_lose(target, snapshot, finished, ranks_of(draft), shape_of(draft)):
+        return None
+    return commit_task(target, task, snapshot, finished, cancellation)
+
+
+def _finished(
+    target: TargetFolder, task: TaskRecord, snapshot: TargetSnapshot, ranks: Collection[int] | None
+) -> tuple[int, ...] | None:
+    """Return those of the ranks that get a file (None means the recorded ones), or None if one of them is not recorded."""
+    done = written_ranks(task, target, snapshot)
+    wanted = {*(done if ranks is None else ranks)}
+    if task.stage is not None:
+        wanted &= {*ranks_of(target.task(task.digest).draft())}
+    return tuple(sorted(wanted)) if wanted <= done else None
 
 
 def _completed(snapshot: TargetSnapshot, digest: str | None) -> Manifest | None:
