@@ -56,6 +56,7 @@ class ThinServer:
         objects: its objects by (bucket, key). A key may be the beginning of others, as in AWS, where file systems have a folder.
         uploads: unfinished multipart uploads by ID, as (bucket, key, parts).
         refuse: says which requests are answered with a status and a code instead.
+        refusal_headers: the headers of these answers.
         dates: whether answers have a Date header.
         clock: the server's clock.
         longest_page: how many uploads it lists at a time; it refuses to continue a list.
@@ -68,6 +69,7 @@ class ThinServer:
     objects: dict[tuple[str, str], Stored] = field(default_factory=dict)
     uploads: dict[str, tuple[str, str, dict[int, bytes]]] = field(default_factory=dict)
     refuse: Callable[[Request], Refusal | None] = lambda _: None
+    refusal_headers: dict[str, str] = field(default_factory=dict)
     dates: bool = True
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     longest_page: int = 1000
@@ -93,7 +95,8 @@ class ThinServer:
             self.requests.append(request)
             refused = self.refuse(request) or _precondition(request, self.objects.get((request.bucket, request.key)))
             if refused is not None:
-                return _refused(*refused)
+                status, _, body = _refused(*refused)
+                return status, self.refusal_headers, body
             if "uploads" in request.query or "uploadId" in request.query:
                 return self._of_upload(request)
             if request.method == "PUT":

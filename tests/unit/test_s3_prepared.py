@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from reshard.errors import AccessError, DataError
+from reshard.errors import AccessError, DataError, StorageError
 from reshard.spec.storage_options import StorageOptions
 from reshard.storage import open_store
 from reshard.storage.s3 import client, prepared
@@ -50,11 +51,11 @@ def parts(server: thin_s3.ThinServer) -> list[thin_s3.Request]:
     return [request for request in server.requests if "partNumber" in request.query and "probe" not in request.key]
 
 
-def test_only_the_first_range_takes_a_call_of_botocore(server: thin_s3.ThinServer) -> None:
+def test_ranges_take_no_call_of_botocore(server: thin_s3.ThinServer) -> None:
     etag = server.put("bucket", "a/x y+&", CONTENT).etag
     with metered() as meter:
         read_all(open_store("s3://bucket/a").open("x y+&"))
-    assert [BY_BOTOCORE in request.headers for request in ranges(server)] == [True, False, False, False]
+    assert not any(BY_BOTOCORE in request.headers for request in ranges(server))
     assert {request.headers["if-match"] for request in ranges(server)} == {etag}
     assert meter.traffic[:2] == (sum(length for _, length in RANGES), len(RANGES))
 
@@ -114,28 +115,74 @@ def test_credentials_are_renewed_between_ranges_and_between_parts(server: thin_s
         reader.read(0, 1)
 
 
-@pytest.mark.parametrize("refusal", [(503, "SlowDown"), (500, "InternalError"), (400, "BadDigest")])
-def test_a_request_that_is_refused_once_is_repeated_by_botocore(server: thin_s3.ThinServer, refusal: thin_s3.Refusal) -> None:
-    server.put("bucket", "a/x", CONTENT)
-    store = open_store("s3://bucket/a")
-    reader = store.open("x")
-    reader.read(0, 1)
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses between two tries of a request, in seconds. They take no time."""
+    found: list[float] = []
+    monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=found.append))
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=found.append))
+    return found
+
+
+def refuse_first(server: thin_s3.ThinServer, times: int, refusal: thin_s3.Refusal) -> list[str]:
+    """Refuse the first tries of each range and each part. Return what is refused."""
     refused: list[str] = []
 
     def refuse(request: thin_s3.Request) -> thin_s3.Refusal | None:
         what = request.headers.get("range") or request.query.get("partNumber")
-        if what is None or what in refused or "probe" in request.key:
+        if what is None or refused.count(what) == times or "probe" in request.key:
             return None
         refused.append(what)
         return refusal
 
     server.refuse = refuse
+    return refused
+
+
+@pytest.mark.parametrize("refusal", [(503, "SlowDown"), (429, "TooManyRequests"), (500, "InternalError"), (400, "BadDigest")])
+def test_a_refused_request_is_repeated_after_a_pause(
+    server: thin_s3.ThinServer, refusal: thin_s3.Refusal, pauses: list[float]
+) -> None:
+    server.put("bucket", "a/x", CONTENT)
+    store = open_store("s3://bucket/a")
+    refused = refuse_first(server, 1, refusal)
     with metered() as meter:
         read_all(open_store("s3://bucket/a").open("x"))
     assert meter.traffic[:2] == (sum(length for _, length in RANGES), 2 * len(RANGES))
     write(store, "y")
     assert server.objects["bucket", "a/y"].content == CONTENT
-    assert len(refused) == len(RANGES) + 4
+    assert len(refused) == len(pauses) == len(RANGES) + 4
+    assert all(pauses)
+
+
+def test_a_busy_server_determines_the_shortest_pause(server: thin_s3.ThinServer, pauses: list[float]) -> None:
+    server.put("bucket", "a/x", CONTENT)
+    refuse_first(server, 1, (503, "SlowDown"))
+    server.refusal_headers["Retry-After"] = "4"
+    read_all(open_store("s3://bucket/a").open("x"))
+    assert pauses == [4.0] * len(RANGES)
+    server.refusal_headers["Retry-After"] = "86400"
+    open_store("s3://bucket/a").open("x").read(7, 7)
+    assert 5 <= pauses[-1] <= 6
+
+
+def test_a_server_that_stays_busy_is_given_up(server: thin_s3.ThinServer, pauses: list[float]) -> None:
+    server.put("bucket", "a/x", CONTENT)
+    refused = refuse_first(server, 1000, (503, "SlowDown"))
+    with pytest.raises(StorageError, match="GetObject failed with SlowDown"):
+        open_store("s3://bucket/a").open("x").read(0, 1)
+    assert len(refused) == len(pauses) + 1 == 8
+
+
+def test_a_server_that_is_often_busy_is_not_given_up(server: thin_s3.ThinServer, pauses: list[float]) -> None:
+    """Botocore repeats a limited number of requests, and counts those only that it sends itself."""
+    server.put("bucket", "a/x", CONTENT)
+    refused = refuse_first(server, 3, (503, "SlowDown"))
+    reader = open_store("s3://bucket/a").open("x")
+    for at in range(100):
+        reader.read(at, 1)
+    assert len(refused) == 300
+    assert len(pauses) >= 300
 
 
 def test_an_object_that_changes_between_two_ranges_is_noticed(server: thin_s3.ThinServer) -> None:

@@ -4,10 +4,14 @@ For every call, botocore validates the parameters, resolves the endpoint, serial
 takes about as much processor time as the transfer of several MiB, and holds the GIL. Only a few headers and the query differ
 between the ranges of one object, and between the parts of one upload. Signatures, renewed credentials, proxies, certificates and
 timeouts are still those of the client.
+
+If such a request fails, the client takes over: it treats the failure as that of its own first try. Its rules then decide whether
+and when to send the request again, and what error to raise.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from contextvars import ContextVar
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +21,7 @@ from botocore import exceptions as boto
 from botocore.awsrequest import AWSRequest, AWSResponse
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from botocore.client import BaseClient
     from botocore.signers import RequestSigner
@@ -37,8 +41,20 @@ class _Seen(NamedTuple):
     operation: str
 
 
+class Failure(NamedTuple):
+    """What came of a prepared request that failed.
+
+    Attributes:
+        outcome: response or error. None: the request was not sent, because it could not be prepared.
+    """
+
+    outcome: AWSResponse | Exception | None = None
+
+
 # The request that this thread prepares, once it is known. None: this thread sends its requests.
 _preparing: ContextVar[list[_Seen] | None] = ContextVar("_preparing", default=None)
+# What to use as the outcome of the first try of this thread's next request, at most one.
+_first_try: ContextVar[list[AWSResponse | Exception]] = ContextVar("_first_try")
 
 
 def allow_preparing(client: BaseClient) -> None:
@@ -55,8 +71,25 @@ def _remember(request: AWSRequest, request_signer: RequestSigner, operation_name
 
 
 def _answer_instead(request: Any, **_: object) -> AWSResponse | None:
-    """Return an empty response, with which botocore does not send the request."""
-    return AWSResponse(request.url, 200, {}, _Nothing()) if _preparing.get() is not None else None
+    """Return a response, with which botocore does not send the request: an empty one, or that of the prepared request."""
+    if _preparing.get() is not None:
+        return AWSResponse(request.url, 200, {}, _Nothing())
+    if not (known := _first_try.get([])):
+        return None
+    outcome = known.pop()
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+@contextmanager
+def continued(failure: Failure) -> Iterator[None]:
+    """Let the client continue after a prepared request: what has failed is the first try of its next request in the body."""
+    token = _first_try.set([] if failure.outcome is None else [failure.outcome])
+    try:
+        yield
+    finally:
+        _first_try.reset(token)
 
 
 class _Nothing(BytesIO):
@@ -118,11 +151,10 @@ class Prepared:
         self._endpoint = getattr(client, _SESSION, None)
         self._seen: _Seen | None = None
 
-    def send(self, headers: Mapping[str, str], body: object = b"", **query: object) -> Answer | None:
+    def send(self, headers: Mapping[str, str], body: object = b"", **query: object) -> Answer | Failure:
         """Send the request once. Return its response, which must be closed.
 
-        Return None if the request fails in any way. The client should then send it, because it repeats requests, follows
-        redirects and reports errors.
+        If the request fails in any way, the caller should let the client send it, see `continued`.
 
         Args:
             headers: headers in addition to those that are prepared.
@@ -130,17 +162,17 @@ class Prepared:
             query: parameters of the query, in place of those that are prepared.
         """
         if self._endpoint is None:
-            return None
+            return Failure()
         try:
             self._seen = self._seen or self._prepare()
-            request = _signed(self._seen, headers, body, query)
-            answer = self._endpoint.http_session.send(request.prepare())
+            request = _signed(self._seen, headers, body, query).prepare()
         except boto.BotoCoreError:
-            return None
-        if answer.status_code not in _SUCCESS:
-            answer.raw.close()
-            return None
-        return Answer(answer)
+            return Failure()
+        try:
+            answer = self._endpoint.http_session.send(request)
+        except boto.BotoCoreError as error:
+            return Failure(error)
+        return Answer(answer) if answer.status_code in _SUCCESS else Failure(answer)
 
     def _prepare(self) -> _Seen:
         seen: list[_Seen] = []

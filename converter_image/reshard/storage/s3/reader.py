@@ -12,7 +12,7 @@ from reshard.errors import MissingInputError
 from reshard.storage.ahead import GAP_BYTES
 from reshard.storage.bounded import BoundedReader
 from reshard.storage.s3.failures import changed, failures
-from reshard.storage.s3.prepared import Prepared
+from reshard.storage.s3.prepared import Answer, Prepared, continued
 from reshard.storage.s3.retries import retrying
 from reshard.storage.spans import read_spans
 
@@ -40,7 +40,6 @@ class S3Reader(BoundedReader):
         self._client, self._bucket, self._key = client, bucket, key
         self._meters: tuple[Meter, ...] = (meter,)
         self._prepared = Prepared(client, "get_object", Bucket=bucket, Key=key)
-        self._answered = False  # set once the client has read a range, so that it knows about redirects
         self.name = f"s3://{bucket}/{key}"
         self.size = size
         self.version = version
@@ -75,30 +74,34 @@ class S3Reader(BoundedReader):
 
     def _request(self, view: memoryview, offset: int) -> None:
         wanted = f"bytes={offset}-{offset + len(view) - 1}"
-        if self._answered and self._fill(view, wanted):
+        sent = self._prepared.send({"Range": wanted, "If-Match": self.version})
+        if isinstance(sent, Answer):
+            self._fill(view, sent)
             return
         named = {"Bucket": self._bucket, "Key": self._key, "Range": wanted, "IfMatch": self.version}
-        with response(self._client, self._meters, **named) as found:
-            if found["ContentLength"] != len(view):
-                raise boto.IncompleteReadError(actual_bytes=found["ContentLength"], expected_bytes=len(view))
+        with continued(sent), response(self._client, self._meters, **named) as found:
+            _check_length(found["ContentLength"], view)
             receive(found["Body"], view)
-        self._answered = True
 
-    def _fill(self, view: memoryview, wanted: str) -> bool:
-        """Fill `view` by a prepared request. Return False if the client should send the request instead."""
-        answer = self._prepared.send({"Range": wanted, "If-Match": self.version})
+    def _fill(self, view: memoryview, answer: Answer) -> None:
+        """Fill `view` from the response to a prepared request."""
         try:
-            if answer is None or answer.length != len(view):
-                return False
+            _check_length(answer.length, view)
             receive(answer, view, _LARGEST_DIRECT_PIECE)
-            return True
         finally:
-            received = 0
-            if answer is not None:
-                received = answer.received
-                answer.close()
+            answer.close()
             for meter in self._meters:
-                meter.add(received, 1)
+                meter.add(answer.received, 1)
+
+
+def _check_length(length: int, view: memoryview) -> None:
+    """Check the length that a response states.
+
+    Raises:
+        IncompleteReadError: it is not that of the view.
+    """
+    if length != len(view):
+        raise boto.IncompleteReadError(actual_bytes=length, expected_bytes=len(view))
 
 
 @contextmanager

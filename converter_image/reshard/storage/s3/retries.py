@@ -1,8 +1,12 @@
-"""Retries of requests whose responses are interrupted. Botocore only retries requests that fail before the response starts."""
+"""When a request is sent again, and after which pause.
+
+The standard mode of botocore repeats requests that fail before the response starts, such as those that a busy server refuses. It
+waits for a random time that grows exponentially, and for the time in the response. `retrying` repeats the others.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from botocore import exceptions as boto
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
@@ -12,6 +16,9 @@ from reshard.storage.s3.failures import code_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from botocore.awsrequest import AWSResponse
+    from botocore.client import BaseClient
 
 _BROKEN_OFF = (
     boto.ConnectionClosedError,
@@ -29,10 +36,27 @@ _LONGEST_SECONDS = 120.0
 _LONGEST_WAIT_SECONDS = 10.0
 # The server received other bytes than were sent.
 _DAMAGED = {"BadDigest", "IncompleteBody", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}
+# Newer versions of botocore wait for the milliseconds in this header of a response, at most 5 s longer than they would anyway.
+_SHORTEST_PAUSE = "x-amz-retry-after"
+
+
+def obey_retry_after(client: BaseClient) -> None:
+    """Let a client wait as long as the `Retry-After` header of a response demands, which botocore ignores."""
+    client.meta.events.register_first("needs-retry.s3", _translate_retry_after)
+
+
+def _translate_retry_after(response: tuple[AWSResponse, dict[str, Any]] | None, **_: object) -> None:
+    headers = response[0].headers if response is not None else {}
+    if (seconds := headers.get("Retry-After", "")).isdecimal():
+        headers.setdefault(_SHORTEST_PAUSE, str(int(seconds) * 1000))
 
 
 def retrying(request: Callable[P, T], *arguments: P.args, **parameters: P.kwargs) -> T:
-    """Send a request. Send it again if its response is interrupted, or if the content was damaged in transit."""
+    """Send a request. Send it again if its response is interrupted, or if the content was damaged in transit.
+
+    Also send it again if botocore has given it up before the last try. For all requests of a client together, botocore limits
+    the number of those that it repeats, and does not know about prepared requests that succeed.
+    """
     tries = Retrying(
         retry=retry_if_exception(_is_passing),
         stop=stop_after_attempt(_TRIES) | stop_after_delay(_LONGEST_SECONDS),
@@ -44,5 +68,5 @@ def retrying(request: Callable[P, T], *arguments: P.args, **parameters: P.kwargs
 
 def _is_passing(error: BaseException) -> bool:
     if isinstance(error, boto.ClientError):
-        return code_of(error) in _DAMAGED
+        return code_of(error) in _DAMAGED or "RetryQuotaReached" in error.response.get("ResponseMetadata", {})
     return isinstance(error, _BROKEN_OFF)

@@ -15,7 +15,7 @@ from botocore import exceptions as boto
 from reshard.storage.s3.checksums import checksum, completed_part, create_upload, headers_of
 from reshard.storage.s3.failures import code_of, failures
 from reshard.storage.s3.parts import buffers, copies, part_size
-from reshard.storage.s3.prepared import Prepared
+from reshard.storage.s3.prepared import Answer, Prepared, continued
 from reshard.storage.s3.retries import retrying
 
 if TYPE_CHECKING:
@@ -242,13 +242,14 @@ class S3Writer:
         try:
             content = memoryview(buffer)[:filled]
             carried = checksum(upload.kind, content)
-            etag = None
-            if (answer := upload.part.send(headers_of(carried), Body(content), partNumber=number)) is not None:
-                etag = answer.headers.get("ETag")
-                answer.close()
-            if etag is None:
+            sent = upload.part.send(headers_of(carried), Body(content), partNumber=number)
+            if isinstance(sent, Answer):
+                sent.close()
+                etag = sent.headers["ETag"]
+            else:
                 named = {**self._object, "UploadId": upload.id, "PartNumber": number, **carried}
-                etag = retrying(lambda: self._client.upload_part(**named, Body=Body(content)))["ETag"]
+                with continued(sent):
+                    etag = retrying(lambda: self._client.upload_part(**named, Body=Body(content)))["ETag"]
             return completed_part(number, etag, carried)
         finally:
             self._idle.append(buffer)
