@@ -214,7 +214,7 @@ class Cluster:
         own = f"{jobs.LABEL_TRANSFORM}={transform.uid}"
         ranks = f"{own},{jobs.LABEL_STEP}=ranks"
         pods: list[Pod] = []
-        if untold := [step for step in ("plan", "commit") if step in current and not transform.knows(step)]:
+        if untold := [step for step in ("plan", "commit", "transform") if step in current and not transform.knows(step)]:
             pods += map(Pod, await self._list(place, f"{own},{jobs.LABEL_STEP} in ({','.join(untold)})"))
         if (job := current.get("ranks")) is not None and job.complete:
             if "commit" not in current and not transform.knows("commit"):
@@ -232,7 +232,7 @@ class Cluster:
         # Pods of earlier attempts and of other transforms may still write: wait for them.
         pods += map(Pod, await self._list(place, own, _ALIVE, _MOST_WAITING))
         same = f"{jobs.rivals_selector(transform.spec)},{jobs.LABEL_TRANSFORM}!={transform.uid}"
-        writing = f"{same},{jobs.LABEL_STEP} in (ranks,commit)"
+        writing = f"{same},{jobs.LABEL_STEP} in (ranks,commit,transform)"
         alive = map(Pod, await self._list(place, writing, _ALIVE, _MOST_WAITING))
         return pods, [f"CheckpointTransform {pod.annotation(jobs.ANNOTATION_TRANSFORM)} (pod {pod.name})" for pod in alive]
 

@@ -41,6 +41,8 @@ _NO_STAGE = "all"
 _GRACE_SECONDS = 30
 # Measured with S3, where eight files are fetched ahead at a time: 190 MB, and 5 MB for each thousand parameter names.
 _PLAN_BYTES = 256 << 20
+# The plan is not known before the only pod of a transform starts. This is enough for 10,000 parameter names with S3.
+_TRANSFORM_BYTES = 512 << 20
 _SPEC_KEY = "spec.json"
 _TRACEPARENT = "TRACEPARENT"
 # A character takes at most 4 bytes in a ConfigMap, which holds 1 MiB, and 12 in a request, which holds 3 MiB.
@@ -81,9 +83,9 @@ def rivals(transform: Transform, others: Iterable[Job]) -> tuple[str, ...]:
 def holds_target(job: Job, transform: Transform) -> bool:
     """Return whether a Job of another transform occupies the target, so that this transform must wait.
 
-    A transform occupies the target from the creation of its ranks Job until it has ended, even while it is suspended. The Job
-    then has a TTL. If two transforms start at the same time, the one that was created first starts. A Job without an owner
-    occupies the target only while it runs.
+    A transform occupies the target from the creation of the Job that writes its ranks until it has ended, even while it is
+    suspended. The Job then has a TTL. If two transforms start at the same time, the one that was created first starts. A Job
+    without an owner occupies the target only while it runs.
     """
     underway = bool(job.owner) and "ttlSecondsAfterFinished" not in job.spec
     if job.label(LABEL_STEP) != "plan" and underway:
@@ -146,12 +148,25 @@ def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Obj
         _rule("FailJob", _REQUEST_IS_WRONG),
         _rule("FailIndex", _DATA_IS_WRONG),
     ]
-    if spec.execution.active_deadline_seconds is not None:
-        job["spec"]["activeDeadlineSeconds"] = spec.execution.active_deadline_seconds
+    _limit(job, transform)
+    return job
+
+
+def transform_job(transform: Transform, config: Config, run: int = 1) -> Object:
+    """Return the Job whose only pod plans, writes all ranks, and commits."""
+    job = _job(transform, config, "transform", {}, memory_bytes=_TRANSFORM_BYTES, run=run)
+    _limit(job, transform)
+    return job
+
+
+def _limit(job: Object, transform: Transform) -> None:
+    """Add the deadline and the queue to the Job that writes the ranks."""
+    deadline = _spec(transform).execution.active_deadline_seconds
+    if deadline is not None:
+        job["spec"]["activeDeadlineSeconds"] = deadline
     if transform.queue:  # Kueue starts it when there is room
         job["metadata"]["labels"][QUEUE_LABEL] = transform.queue
         job["spec"]["suspend"] = True
-    return job
 
 
 def commit_job(transform: Transform, config: Config, planned: PlanMessage, run: int = 1) -> Object:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from reshard.errors import ReshardError
-from reshard.spec.messages import CommitMessage, FailureMessage, RanksMessage, UnreadableMessageError, decode_message
+from reshard.spec.messages import (
+    CommitMessage,
+    FailureMessage,
+    RanksMessage,
+    TransformMessage,
+    UnreadableMessageError,
+    decode_message,
+)
 from reshard.spec.ranks import format_ranks, parse_ranks, ranks_to_write
 from reshard.spec.resource import TransformSpec, parse_spec
 
@@ -21,7 +28,7 @@ if TYPE_CHECKING:
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 # The converter's container; webhooks may add others to the pod.
 CONTAINER = "reshard"
-STEPS = ("plan", "ranks", "commit")
+STEPS = ("plan", "ranks", "commit", "transform")
 # Number of runs of a step whose result cannot be read.
 MOST_RUNS = 3
 _LONGEST_BASE = 34
@@ -58,7 +65,7 @@ class Transform:
 
     def knows(self, step: str) -> bool:
         """Return whether the status of this attempt already contains the result of a step."""
-        mark = {"plan": "plan", "commit": "manifest"}[step]
+        mark = {"plan": "plan", "commit": "manifest", "transform": "plan"}[step]
         return mark in self.status_of_attempt
 
     @classmethod
@@ -381,9 +388,11 @@ class Seen:
             return None
 
     def committed(self) -> CommitMessage | None:
-        """Return the report of the commit step, or that of a pod of the completed ranks step, or None if there is none."""
+        """Return the report of the commit: of its step, of a pod of the completed ranks step, or of the only pod."""
         if (found := self.result("commit", CommitMessage)) is not None:
             return found
+        if (done := self.result("transform", TransformMessage)) is not None:
+            return done.committed
         job = self.jobs.get("ranks")
         pods = self.pods_of(job) if job is not None and job.complete else ()
         return next((found for pod in pods if (found := pod.committed) is not None), None)

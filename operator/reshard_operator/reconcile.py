@@ -1,6 +1,7 @@
 """Determine the next step of a transform from an observation: plan -> ranks -> complete.
 
-The pod that finishes the last rank commits. If no pod reports that, the commit is a further step.
+The pod that finishes the last rank commits. If no pod reports that, the commit is a further step. With mode SinglePod, one step
+does everything.
 
 A decision depends only on the observation. Events may therefore be late, duplicated, reordered or lost, and the operator may be
 killed at any time.
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from reshard.spec.messages import CommitMessage, PlanMessage, UnreadableMessageError
+from reshard.spec.messages import CommitMessage, PlanMessage, TransformMessage, UnreadableMessageError
 from reshard.spec.ranks import Grouping
 from reshard_operator import diagnosis, jobs
 from reshard_operator.observation import CONTAINER, MOST_RUNS, QUEUE_LABEL, as_text, ranks_of
@@ -25,11 +26,16 @@ if TYPE_CHECKING:
     from reshard_operator.config import Config
     from reshard_operator.observation import Job, Object, Seen
 
-_PHASES = {"plan": Phase.PLANNING, "ranks": Phase.RESHARDING, "commit": Phase.COMMITTING}
-_DOING = {"plan": "Planning", "ranks": "Resharding", "commit": "Committing"}
+_PHASES = {
+    "plan": Phase.PLANNING,
+    "ranks": Phase.RESHARDING,
+    "commit": Phase.COMMITTING,
+    "transform": Phase.RESHARDING,
+}
+_DOING = {"plan": "Planning", "ranks": "Resharding", "commit": "Committing", "transform": "Resharding"}
 # Ranks leave records; no later step depends on their results.
-_RESULTS: dict[str, type[StepMessage]] = {"plan": PlanMessage, "commit": CommitMessage}
-_FAILED = {"plan": "PlanFailed", "ranks": "RanksFailed", "commit": "CommitFailed"}
+_RESULTS: dict[str, type[StepMessage]] = {"plan": PlanMessage, "commit": CommitMessage, "transform": TransformMessage}
+_FAILED = {"plan": "PlanFailed", "ranks": "RanksFailed", "commit": "CommitFailed", "transform": "TransformFailed"}
 # Delay until the next reconcile for changes that no watch reports: pods of other transforms, pods that cannot start.
 _LOOK_AGAIN_SECONDS = 5.0
 _SOON_SECONDS = 1.0
@@ -113,6 +119,10 @@ def reconcile(seen: Seen, config: Config) -> Decision:
             "SpecChanged",
             "the spec changed while the transform was running; increase spec.execution.attempt to run the current spec",
         )
+    if spec.execution.mode == "SinglePod":
+        done = seen.result("transform", TransformMessage)
+        end = _end(seen, spec, done.plan, done.committed) if done is not None else None
+        return end or _step(seen, spec, "transform", jobs.transform_job(transform, config, _next_run(seen, "transform")))
     planned = _planned(seen)
     if planned is None:
         return _step(seen, spec, "plan", jobs.plan_job(transform, config, _next_run(seen, "plan")))
@@ -121,21 +131,28 @@ def reconcile(seen: Seen, config: Config) -> Decision:
 
 def _carry_out(seen: Seen, spec: TransformSpec, planned: PlanMessage, config: Config) -> Decision:
     """Return the decision for a transform whose plan is known."""
+    if (end := _end(seen, spec, planned, seen.committed())) is not None:
+        return end
+    ranks, details = ranks_of(spec, planned), plan_details(planned, spec)
+    job = seen.jobs.get("ranks")
+    if job is not None:
+        details |= rank_details(seen, job, ranks, planned.grouping, _failures(seen, job, ranks, planned.grouping))
+    if ranks and (job is None or not job.complete):
+        return _step(seen, spec, "ranks", jobs.ranks_job(seen.transform, config, planned), details)
+    # An index has no ranks, and a pod may be deleted before its report is read.
+    return _step(seen, spec, "commit", jobs.commit_job(seen.transform, config, planned, _next_run(seen, "commit")), details)
+
+
+def _end(seen: Seen, spec: TransformSpec, planned: PlanMessage, committed: CommitMessage | None) -> Decision | None:
+    """Return the decision for a transform that has succeeded, or None if a commit is still to come."""
     ranks, details = ranks_of(spec, planned), plan_details(planned, spec)
     what = f"{planned.source_ranks} -> {planned.target_ranks} ranks"
     if spec.dry_run:
         return _complete(seen, "DryRun", f"{what}: the plan is valid", details)
     if planned.complete:
         return _complete(seen, "AlreadyComplete", "the target already contains this checkpoint", details | all_done(len(ranks)))
-    job = seen.jobs.get("ranks")
-    if job is not None:
-        details |= rank_details(seen, job, ranks, planned.grouping, _failures(seen, job, ranks, planned.grouping))
-    if ranks and (job is None or not job.complete):
-        return _step(seen, spec, "ranks", jobs.ranks_job(seen.transform, config, planned), details)
-    committed = seen.committed()
-    if committed is None:  # an index has no ranks, and a pod may be deleted before its report is read
-        commit = jobs.commit_job(seen.transform, config, planned, _next_run(seen, "commit"))
-        return _step(seen, spec, "commit", commit, details)
+    if committed is None:
+        return None
     details |= all_done(len(ranks)) | {
         "bytesFetched": committed.bytes_fetched,
         "requests": committed.requests,
@@ -211,7 +228,7 @@ def _begin(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details
     if spec.suspend:
         return _tell(seen, _SUSPENDED, details, None)
     if seen.rivals and step != "commit":
-        phase = Phase.PENDING if step == "plan" else starting.phase
+        phase = starting.phase if step == "ranks" else Phase.PENDING
         busy = State(phase, "TargetBusy", f"waiting for {', '.join(seen.rivals[:3])}, which writes to the same target")
         return _tell(seen, busy, details, _LOOK_AGAIN_SECONDS)
     running = [job for job in seen.old_jobs if not job.ended]
@@ -252,9 +269,10 @@ def _why_failed(seen: Seen, spec: TransformSpec, step: str, job: Job) -> tuple[s
     """Return the reason and the message of a failed Job, from the termination messages of its pods if possible."""
     condition = job.failed or {}
     if condition.get("reason") == "DeadlineExceeded":
+        what = "the pod" if step == "transform" else "the ranks"
         return (
             "DeadlineExceeded",
-            f"the ranks took longer than spec.execution.activeDeadlineSeconds ({spec.execution.active_deadline_seconds} s)",
+            f"{what} took longer than spec.execution.activeDeadlineSeconds ({spec.execution.active_deadline_seconds} s)",
         )
     failed = job.indexes("failedIndexes")
     counted = frozenset(failed)  # ignore failures of indexes that succeeded later

@@ -54,6 +54,7 @@ LAST = {
     "committed": COMMIT,
 }
 RANKS = LAST | {"committed": None}
+TRANSFORM = {"version": MESSAGE_VERSION, "plan": PLAN, "committed": COMMIT}
 
 
 def resource(uid: str = "11112222-aaaa", **spec: Any) -> dict[str, Any]:
@@ -91,7 +92,7 @@ class PretendCluster:
     now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     created: list[str] = field(default_factory=list)
     outcome: Callable[[str, int], tuple[int, object]] = field(
-        default=lambda step, _: (0, {"plan": PLAN, "ranks": RANKS, "commit": COMMIT}[step])
+        default=lambda step, _: (0, {"plan": PLAN, "ranks": RANKS, "commit": COMMIT, "transform": TRANSFORM}[step])
     )
     keeps_start_time: bool = False
     _serial: int = 0

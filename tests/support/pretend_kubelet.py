@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from kubernetes import client
-from pretend_cluster import COMMIT, PLAN
+from pretend_cluster import COMMIT, PLAN, RANKS, TRANSFORM
 
 from reshard_operator.jobs import LABEL_STEP
 from reshard_operator.observation import CONTAINER
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 else:
     from contextlib import contextmanager
 
-_MESSAGES = {"plan": PLAN, "ranks": {"bytesFetched": 1}, "commit": COMMIT}
+_MESSAGES = {"plan": PLAN, "ranks": RANKS, "commit": COMMIT, "transform": TRANSFORM}
 _LOOK_SECONDS = 0.2
 
 

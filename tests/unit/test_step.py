@@ -17,7 +17,15 @@ import reshard
 from reshard.checkpoint.manifest import MANIFEST_NAME, encode
 from reshard.cli import main
 from reshard.errors import LockedError
-from reshard.spec.messages import MESSAGE_VERSION
+from reshard.spec.messages import (
+    MESSAGE_VERSION,
+    CommitMessage,
+    PlanMessage,
+    RankSeconds,
+    TransformMessage,
+    encode_message,
+)
+from reshard.spec.ranks import Grouping
 from reshard.storage.local import LocalStore
 from reshard.target.folder import LOCK, TargetFolder
 from reshard.target.lock import STALE_SECONDS, LockOwner, locked
@@ -114,6 +122,62 @@ def test_plan_and_ranks_equal_one_transform(pods: Pods) -> None:
     assert not (pods.target / ".reshard").exists() or not any((pods.target / ".reshard").iterdir())
 
 
+def test_one_pod_does_what_several_do(pods: Pods) -> None:
+    done = pods.run("transform")
+    assert (done["plan"]["targetRanks"], done["plan"]["grouping"]) == (6, {"run": 6, "count": 1, "stride": 6})
+    assert done["plan"]["memoryBytes"] < 512 << 20
+    assert done["committed"]["digest"] == done["plan"]["digest"]
+    assert done["committed"]["manifest"] == MANIFEST_NAME
+    assert disk.differences(pods.made.model, pods.target, "ckpt") == []
+    assert pods.run("commit", RESHARD_DIGEST=done["plan"]["digest"]) == done["committed"]
+    again = pods.run("transform", owner="uid-2")
+    assert (again["plan"]["complete"], again["committed"]) == (True, None)
+    assert not (pods.target / ".reshard").exists() or not any((pods.target / ".reshard").iterdir())
+
+
+@pytest.mark.parametrize("first", ["plan", "ranks"])
+def test_one_pod_continues_what_several_began(pods: Pods, first: str) -> None:
+    planned = pods.run("plan")
+    if first == "ranks":
+        pods.run("ranks", JOB_COMPLETION_INDEX="1")
+    done = pods.run("transform", owner="uid-2")
+    assert (done["plan"]["digest"], done["plan"]["finishedRanks"]) == (planned["digest"], 2 if first == "ranks" else 0)
+    assert done["committed"]["manifest"] == MANIFEST_NAME
+    assert disk.differences(pods.made.model, pods.target, "ckpt") == []
+
+
+def test_one_pod_writes_some_ranks(pods: Pods) -> None:
+    pods.spec = SPEC | {"target": SPEC["target"] | {"onlyRanks": "5,1-2"}}
+    assert pods.run("transform")["committed"]["manifest"] == MANIFEST_NAME
+    assert sorted(path.name for path in pods.target.glob("rank_*")) == ["rank_1", "rank_2", "rank_5"]
+
+
+def test_a_dry_run_in_one_pod_leaves_nothing(pods: Pods) -> None:
+    pods.spec = SPEC | {"dryRun": True}
+    done = pods.run("transform")
+    assert (done["plan"]["targetRanks"], done["committed"]) == (6, None)
+    assert not pods.target.exists()
+
+
+def test_one_pod_reports_what_is_wrong_with_the_source(pods: Pods) -> None:
+    next((pods.made.source / "rank_3").iterdir()).unlink()
+    assert pods.run("transform", expect=66)["exitCode"] == 66
+
+
+def test_the_longest_messages_are_short_enough() -> None:
+    """The worst characters take two bytes each."""
+    most = (1 << 63) - 1
+    plan = PlanMessage(
+        *(10**6, 10**6, most, most, most, most, "d" * 64),
+        grouping=Grouping(1000, 1000, 10**6),
+        finished_ranks=10**6,
+        complete=False,
+        notes=('"' * 140,) * 4,
+    )
+    committed = CommitMessage("d" * 64, most, most, most, MANIFEST_NAME, RankSeconds((10**6,) * 13, 10**9 + 0.123))
+    assert len(encode_message(TransformMessage(plan, committed))) <= 2000
+
+
 def test_the_commit_step_completes_what_the_last_rank_does_not(pods: Pods) -> None:
     """A pod that was killed leaves its member of the lock, so the last pod does not know whether it still writes."""
     pods.run("plan")
@@ -142,11 +206,16 @@ def test_a_pod_of_another_plan_does_not_commit(pods: Pods) -> None:
         assert pods.run("ranks", JOB_COMPLETION_INDEX=str(index), RESHARD_DIGEST="0" * 64)["committed"] is None
 
 
-def test_plan_and_commit_make_an_index(pods: Pods) -> None:
+@pytest.mark.parametrize("steps", [("plan", "commit"), ("transform",)])
+def test_plan_and_commit_make_an_index(pods: Pods, steps: tuple[str, ...]) -> None:
     pods.spec = SPEC | {"target": SPEC["target"] | {"output": "Index"}}
-    planned = pods.run("plan")
+    if steps == ("transform",):
+        done = pods.run("transform")
+        planned, committed = done["plan"], done["committed"]
+    else:
+        planned = pods.run("plan")
+        committed = pods.run("commit")
     assert (planned["targetRanks"], planned["complete"]) == (6, False)
-    committed = pods.run("commit", RESHARD_DIGEST=planned["digest"])
     assert committed["bytesWritten"] == (pods.target / "reshard-index.json").stat().st_size
     assert pods.run("commit", RESHARD_DIGEST=planned["digest"]) == committed
     assert pods.run("plan", owner="uid-2")["complete"]

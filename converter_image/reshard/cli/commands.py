@@ -301,7 +301,7 @@ cli.add_command(layout, section=_READ)
 
 
 @cli.command(hidden=True)
-@click.argument("name", type=click.Choice(["plan", "ranks", "commit"]))
+@click.argument("name", type=click.Choice(["plan", "ranks", "commit", "transform"]))
 @click.pass_obj
 def step(invocation: Invocation, name: str) -> None:
     """Run one step of a CheckpointTransform, in a pod of the operator."""

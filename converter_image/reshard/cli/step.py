@@ -28,7 +28,7 @@ from tenacity import Retrying, retry_if_exception, wait_random_exponential
 
 from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import console
-from reshard.engine.memory import MOST_WORKERS
+from reshard.engine.memory import MOST_WORKERS, default_workers
 from reshard.engine.rankfile import content_of
 from reshard.errors import LockedError, ReshardError, UsageError, printable
 from reshard.progress import CancelledError
@@ -39,6 +39,7 @@ from reshard.spec.messages import (
     RankSeconds,
     RanksMessage,
     StepMessage,
+    TransformMessage,
     encode_message,
 )
 from reshard.spec.mounts import request_of_pod
@@ -57,11 +58,13 @@ if TYPE_CHECKING:
     from reshard.cli import Invocation
     from reshard.spec.request import Request
     from reshard.spec.resource import TransformSpec
+    from reshard.transform.plan import PlanResult
+    from reshard.transform.run import Result
 
 _TERMINATION_LOG = "/dev/termination-log"
 # JSON can escape a character as two. The whole message stays below 2,000 bytes.
 _LONGEST_MESSAGE = 900
-_LONGEST_NOTE = 150
+_LONGEST_NOTE = 140
 _MOST_NOTES = 4
 # A pod that fails blocks its place among the parallel pods during the back-off of Kubernetes, so short failures are retried here.
 _TRIES = 4
@@ -73,12 +76,12 @@ _FOR_PODS = "let the operator run this command: it configures the pod"
 
 
 def run_step(invocation: Invocation, name: str) -> None:
-    """Run one step of a CheckpointTransform: "plan", "ranks" or "commit".
+    """Run one step of a CheckpointTransform: "plan", "ranks", "commit", or "transform", which is all of them.
 
     Raises:
         ReshardError: the step failed. The termination message reports it too.
     """
-    work = {"plan": _plan, "ranks": _ranks, "commit": _commit}[name]
+    work = {"plan": _plan, "ranks": _ranks, "commit": _commit, "transform": _transform}[name]
     retrying = Retrying(
         retry=retry_if_exception(lambda e: isinstance(e, ReshardError) and e.retryable and not isinstance(e, CancelledError)),
         stop=_is_over,
@@ -97,9 +100,14 @@ def run_step(invocation: Invocation, name: str) -> None:
 
 
 def _plan(invocation: Invocation, spec: TransformSpec, request: Request) -> PlanMessage:
+    each = spec.execution.ranks_per_pod
+    return _plan_message(_planned(invocation, spec, request, min(each, MOST_WORKERS)), Grouping.consecutive(each))
+
+
+def _planned(invocation: Invocation, spec: TransformSpec, request: Request, workers: int) -> PlanResult:
+    """Plan, and record the plan in the target unless this is a dry run."""
     with console.progress() as progress:
-        workers = min(spec.execution.ranks_per_pod, MOST_WORKERS)
-        planned = plan_transform(
+        return plan_transform(
             request,
             workers=workers,
             write=not spec.dry_run,
@@ -107,6 +115,9 @@ def _plan(invocation: Invocation, spec: TransformSpec, request: Request) -> Plan
             progress=progress,
             cancellation=invocation.cancellation,
         )
+
+
+def _plan_message(planned: PlanResult, grouping: Grouping) -> PlanMessage:
     return PlanMessage(
         source_ranks=planned.summary.source_ranks,
         target_ranks=planned.summary.target_ranks,
@@ -115,7 +126,7 @@ def _plan(invocation: Invocation, spec: TransformSpec, request: Request) -> Plan
         bytes_distinct=planned.summary.bytes_distinct,
         memory_bytes=planned.memory_bytes,
         digest=planned.digest,
-        grouping=Grouping.consecutive(spec.execution.ranks_per_pod),
+        grouping=grouping,
         finished_ranks=len(planned.finished_ranks),
         complete=planned.complete,
         notes=tuple(_short(note, _LONGEST_NOTE) for note in planned.notes[:_MOST_NOTES]),
@@ -128,15 +139,7 @@ def _ranks(invocation: Invocation, spec: TransformSpec, request: Request) -> Ran
     if not ranks:
         raise UsageError("InvalidVariable", f"index {index} has no ranks", where="JOB_COMPLETION_INDEX", fix=_FOR_PODS)
     options = msgspec.structs.replace(request.options, only_ranks=format_ranks(ranks))
-    with console.progress() as progress:
-        result = transform_checkpoint(
-            msgspec.structs.replace(request, options=options),
-            workers=min(len(ranks), MOST_WORKERS),
-            commit=False,
-            owner=_variable("RESHARD_OWNER"),
-            progress=progress,
-            cancellation=invocation.cancellation,
-        )
+    result = _write(invocation, msgspec.structs.replace(request, options=options), min(len(ranks), MOST_WORKERS))
     return RanksMessage(
         bytes_needed=result.bytes_needed,
         bytes_distinct=result.bytes_distinct,
@@ -146,6 +149,19 @@ def _ranks(invocation: Invocation, spec: TransformSpec, request: Request) -> Ran
         peak_rss_bytes=result.peak_rss_bytes,
         committed=_commit_as_last(invocation, request, ranks_to_write(spec.target.only_ranks, total)),
     )
+
+
+def _write(invocation: Invocation, request: Request, workers: int) -> Result:
+    """Write ranks without a commit."""
+    with console.progress() as progress:
+        return transform_checkpoint(
+            request,
+            workers=workers,
+            commit=False,
+            owner=_variable("RESHARD_OWNER"),
+            progress=progress,
+            cancellation=invocation.cancellation,
+        )
 
 
 def _commit_as_last(invocation: Invocation, request: Request, ranks: tuple[int, ...]) -> CommitMessage | None:
@@ -166,13 +182,28 @@ def _commit_as_last(invocation: Invocation, request: Request, ranks: tuple[int, 
     return None if manifest is None else _committed(manifest)
 
 
+def _transform(invocation: Invocation, spec: TransformSpec, request: Request) -> TransformMessage:
+    workers = default_workers()
+    result = _planned(invocation, spec, request, workers)
+    planned = _plan_message(result, Grouping.consecutive(result.summary.target_ranks))
+    if spec.dry_run or planned.complete:
+        return TransformMessage(planned)
+    if spec.target.kind.writes_files:
+        _write(invocation, request, workers)
+    return TransformMessage(planned, _finish(invocation, request, planned.digest))
+
+
 def _commit(invocation: Invocation, _: TransformSpec, request: Request) -> CommitMessage:
-    digest, owner = _variable("RESHARD_DIGEST"), _variable("RESHARD_OWNER")
+    return _finish(invocation, request, _variable("RESHARD_DIGEST"))
+
+
+def _finish(invocation: Invocation, request: Request, digest: str) -> CommitMessage:
+    """Commit, whether or not another process has done so."""
     manifest = commit_checkpoint(
         request.target,
         ranks=request.options.only_ranks,
         digest=digest,
-        owner=owner,
+        owner=_variable("RESHARD_OWNER"),
         storage_options=request.storage_options.target,
         cancellation=invocation.cancellation,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -10,6 +10,7 @@ from reshard.spec.storage_options import Io
 
 _Count = Annotated[int, msgspec.Meta(ge=1)]
 _Seconds = Annotated[int, msgspec.Meta(ge=0)]
+Mode = Literal["Chained", "SinglePod"]
 _Id = Annotated[int, msgspec.Meta(ge=0, le=2_147_483_647)]
 
 
@@ -57,17 +58,19 @@ class ExecutionSpec(Strict, frozen=True):
     """Distribution of the work among pods, its limits, and access to files.
 
     Attributes:
+        mode: whether a pod plans and others write the ranks, or one pod does everything.
         parallelism: maximum number of pods that write ranks at a time.
         ranks_per_pod: number of target ranks per pod.
         backoff_limit_per_index: number of retries of a pod's ranks after a failure that a retry can fix.
         attempt: number to increase in order to retry a finished or failed transform. Finished ranks are kept.
         startup_deadline_seconds: time after which the transform fails if pods cannot start (wrong image, missing Secret).
-        active_deadline_seconds: maximum duration of all ranks.
+        active_deadline_seconds: maximum duration of all ranks, or of the only pod.
         ttl_seconds_after_finished: time for which Jobs and pods are kept after the transform has ended.
         io: access to large files on file systems, see `StorageOptions.io`.
         pod_template: additions to the pods.
     """
 
+    mode: Mode = "Chained"
     parallelism: _Count = 8
     ranks_per_pod: _Count = 1
     backoff_limit_per_index: Annotated[int, msgspec.Meta(ge=0, le=10)] = 2

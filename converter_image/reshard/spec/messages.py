@@ -109,6 +109,18 @@ class RanksMessage(StepMessage, frozen=True):
     committed: CommitMessage | None = None
 
 
+class TransformMessage(StepMessage, frozen=True):
+    """The report of the only pod of a transform.
+
+    Attributes:
+        plan: report of the plan.
+        committed: report of the commit. None if there was nothing to do, or if the transform is a dry run.
+    """
+
+    plan: PlanMessage
+    committed: CommitMessage | None = None
+
+
 class FailureMessage(StepMessage, frozen=True):
     """The report of a failed pod."""
 

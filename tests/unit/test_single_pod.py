@@ -1,0 +1,175 @@
+"""The operator's decisions for transforms with the mode SinglePod, in a fake cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from catalogue import CATALOGUE
+from effort import examples
+from hypothesis import given
+from hypothesis import strategies as st
+from pretend_cluster import PLAN, TRANSFORM, PretendCluster, conditions, failing, older, ready, resource
+
+from reshard_operator.reconcile import Create, refused
+
+BASE = "a-transform-11112222-transform"
+SINGLE = {"mode": "SinglePod"}
+
+
+def single(**spec: Any) -> dict[str, Any]:
+    return resource(execution=SINGLE | spec.pop("execution", {}), **spec)
+
+
+def test_one_job_does_everything() -> None:
+    cluster = PretendCluster(single())
+    cluster.work()
+    status = cluster.status
+    assert (status["phase"], ready(cluster)["reason"], status["jobs"]) == ("Resharding", "Resharding", {"transform": BASE})
+    assert ready(cluster)["message"] == f"Job {BASE} is running"
+    cluster.settle()
+    status = cluster.status
+    assert cluster.created == [BASE]
+    assert (status["phase"], status["progress"], status["percentage"]) == ("Complete", "6/6", 100)
+    assert status["plan"].items() >= {k: v for k, v in PLAN.items() if k not in {"version", "finishedRanks", "complete"}}.items()
+    assert (status["bytesFetched"], status["bytesWritten"], status["manifest"]) == (900, 1200, "reshard-manifest.json")
+    assert ready(cluster)["message"] == "4 -> 6 ranks: all files are verified and recorded"
+    assert conditions(cluster) == {"Ready": "True", "Complete": "True"}
+    assert all(job["spec"]["ttlSecondsAfterFinished"] == 3600 for job in cluster.jobs.values())
+    assert cluster.decide().actions == ()
+
+
+@pytest.mark.parametrize(
+    ("spec", "result", "reason"),
+    [
+        ({"dryRun": True}, {"committed": None}, "DryRun"),
+        ({}, {"committed": None, "plan": PLAN | {"complete": True}}, "AlreadyComplete"),
+        ({}, {"committed": TRANSFORM["committed"] | {"manifest": ""}}, "StageComplete"),
+    ],
+)
+def test_other_ends(spec: dict[str, Any], result: dict[str, Any], reason: str) -> None:
+    cluster = PretendCluster(single(**spec), outcome=lambda *_: (0, TRANSFORM | result))
+    cluster.settle()
+    assert (cluster.status["phase"], ready(cluster)["reason"], cluster.created) == ("Complete", reason, [BASE])
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"), [({"reason": "Truncated", "message": "m", "exitCode": 65}, "Truncated"), ({}, "TransformFailed")]
+)
+def test_a_failure_is_reported(said: dict[str, Any], reason: str) -> None:
+    cluster = PretendCluster(single(), outcome=failing("transform", 65, said))
+    cluster.settle()
+    assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Failed", reason)
+    assert ready(cluster)["reason"] in CATALOGUE
+    cluster.outcome = PretendCluster().outcome
+    cluster.change(execution=SINGLE | {"attempt": 2})
+    cluster.settle()
+    assert (cluster.status["phase"], cluster.created) == ("Complete", [BASE, f"{BASE}-2"])
+
+
+def test_the_deadline_is_that_of_the_pod() -> None:
+    cluster = PretendCluster(single(execution={"activeDeadlineSeconds": 7}))
+    cluster.work()
+    (job,) = cluster.jobs.values()
+    assert job["spec"]["activeDeadlineSeconds"] == 7
+    job["status"] = {"conditions": [{"type": "Failed", "status": "True", "reason": "DeadlineExceeded"}]}
+    cluster.settle()
+    assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Failed", "DeadlineExceeded")
+    assert ready(cluster)["message"] == "the pod took longer than spec.execution.activeDeadlineSeconds (7 s)"
+
+
+@pytest.mark.parametrize("outcome", [(0, ""), (0, TRANSFORM | {"committed": None})])
+def test_a_result_that_is_missing_is_requested_three_times(outcome: tuple[int, object]) -> None:
+    cluster = PretendCluster(single(), outcome=lambda *_: outcome)
+    cluster.settle()
+    assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Failed", "ResultMissing")
+    assert cluster.created == [BASE, f"{BASE}-r2", f"{BASE}-r3"]
+
+
+def test_a_pod_that_was_deleted_runs_again() -> None:
+    cluster = PretendCluster(single())
+    cluster.work()
+    cluster.advance()
+    cluster.advance()
+    cluster.pods.clear()
+    cluster.settle()
+    assert (cluster.status["phase"], cluster.created) == ("Complete", [BASE, f"{BASE}-r2"])
+
+
+@pytest.mark.parametrize("mode", ["SinglePod", "Chained"])
+def test_another_transform_with_the_same_target_is_waited_for(mode: str) -> None:
+    other = older() if mode == "Chained" else PretendCluster(resource("00001111-bbbb", execution=SINGLE))
+    other.work()
+    cluster = PretendCluster(single(), others=list(other.jobs.values()))
+    cluster.settle()
+    assert (cluster.created, cluster.status["phase"], ready(cluster)["reason"]) == ([], "Pending", "TargetBusy")
+    cluster.others.clear()
+    cluster.settle()
+    assert cluster.status["phase"] == "Complete"
+
+
+def test_the_only_pod_occupies_the_target() -> None:
+    cluster = PretendCluster(single())
+    cluster.work()
+    first = PretendCluster(resource("00001111-bbbb"), others=list(cluster.jobs.values()))
+    first.resource["metadata"]["creationTimestamp"] = "2025-01-01T00:00:00Z"
+    first.settle()
+    assert (first.created, ready(first)["reason"]) == ([], "TargetBusy")
+
+
+def test_kueue_starts_the_pod() -> None:
+    made = single()
+    made["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpus"}
+    cluster = PretendCluster(made)
+    cluster.settle()
+    assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Resharding", "Queued")
+    cluster.jobs[BASE]["spec"]["suspend"] = False  # admitted
+    cluster.settle()
+    assert cluster.status["phase"] == "Complete"
+
+
+MOMENTS = ["work", "lost", "advance", "twice", "suspend", "resume", "attempt", "refuse"]
+
+
+@examples(100)
+@given(moments=st.lists(st.sampled_from(MOMENTS), max_size=40), fails=st.booleans())
+def test_any_order_repetition_or_loss_ends_in_the_same_state(*, moments: list[str], fails: bool) -> None:
+    said = {"reason": "Truncated", "message": "m", "exitCode": 65}
+    outcome = failing("transform", 65, said) if fails else PretendCluster().outcome
+    cluster, attempt = PretendCluster(single(), outcome=outcome), 1
+    for moment in moments:
+        if moment == "advance":
+            cluster.advance()
+        elif moment in {"suspend", "resume"}:
+            cluster.change(suspend=moment == "suspend")
+        elif moment == "attempt":
+            attempt += 1
+            cluster.change(execution=SINGLE | {"attempt": attempt})
+        elif moment == "refuse":
+            decision = cluster.decide()
+            denied = any(isinstance(action, Create) for action in decision.actions)
+            cluster.carry_out(refused(cluster.see(), decision, "JobDenied", "quota", for_good=False) if denied else decision)
+        elif moment == "twice":
+            decision = cluster.decide()
+            cluster.carry_out(decision)
+            cluster.carry_out(decision, status_lost=True)
+        else:
+            cluster.work(status_lost=moment == "lost")
+        assert len([name for name, job in cluster.jobs.items() if not job["status"].get("conditions")]) <= 1
+    cluster.change(suspend=False)
+    cluster.settle(60)
+    assert (cluster.status["phase"], cluster.status["attempt"]) == ("Failed" if fails else "Complete", attempt)
+    assert cluster.created.count(f"{BASE}-{attempt}" if attempt > 1 else BASE) == 1
+    assert not any(isinstance(action, Create) for action in cluster.decide().actions)
+
+
+def test_the_memory_of_the_pod_can_be_requested() -> None:
+    cluster = PretendCluster(single())
+    cluster.work()
+    container = cluster.jobs[BASE]["spec"]["template"]["spec"]["containers"][0]
+    assert (container["args"], container["resources"]["requests"]) == (["step", "transform"], {"memory": str(512 << 20)})
+    assert cluster.jobs[BASE]["spec"]["backoffLimit"] == 2
+    template = {"resources": {"requests": {"memory": "2Gi"}}}
+    *_, create = PretendCluster(single(execution={"podTemplate": template})).decide().actions
+    assert isinstance(create, Create)
+    assert create.manifest["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"] == {"memory": "2Gi"}
