@@ -7,9 +7,9 @@ import re
 from typing import TYPE_CHECKING
 
 import click
-import cloup
 
 from reshard.cli.commands import cli
+from reshard.cli.help import Option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,7 @@ See [exit codes](architecture.md#exit-codes). Directories can be `s3://bucket/pr
 def reference() -> str:
     """Return the page."""
     lines = [_HEAD]
-    for context in _contexts(cloup.Context(cli, info_name="reshard")):
+    for context in _contexts(click.Context(cli, info_name="reshard")):
         lines += _section(context)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -38,7 +38,7 @@ def _contexts(context: click.Context) -> Iterator[click.Context]:
         yield context
     for name, each in getattr(command, "commands", {}).items():
         if not each.hidden:
-            yield from _contexts(cloup.Context(each, info_name=name, parent=context))
+            yield from _contexts(click.Context(each, info_name=name, parent=context))
 
 
 def _section(context: click.Context) -> Iterator[str]:
@@ -50,19 +50,12 @@ def _section(context: click.Context) -> Iterator[str]:
         yield f"```\n{paragraph[2:]}\n```\n" if preformatted else f"{' '.join(paragraph.split())}\n"
     groups: dict[str, list[tuple[str, str]]] = {}
     for parameter in command.get_params(context):
-        title = "Argument" if isinstance(parameter, click.Argument) else getattr(getattr(parameter, "group", None), "title", "")
-        if title and (record := _record(parameter, context)) is not None:
-            groups.setdefault(title, []).append(record)
+        if isinstance(parameter, Option | click.Argument) and (record := parameter.get_help_record(context)) is not None:
+            groups.setdefault(parameter.group if isinstance(parameter, Option) else "Argument", []).append(record)
     for title, rows in groups.items():
         yield f"| {title} | description |\n|---|---|"
         yield from (f"| `{_cell(name)}` | {_cell(text)} |" for name, text in rows)
         yield ""
-
-
-def _record(parameter: click.Parameter, context: click.Context) -> tuple[str, str] | None:
-    if isinstance(parameter, cloup.Argument):
-        return parameter.make_metavar(context), parameter.help or ""
-    return parameter.get_help_record(context)
 
 
 def _cell(text: str) -> str:

@@ -6,11 +6,11 @@ import re
 from typing import TYPE_CHECKING, get_args
 
 import click
-import cloup
 import pytest
 
 from reshard.cli.arguments import kebab
 from reshard.cli.commands import cli
+from reshard.cli.help import Option
 from reshard.spec.outputs import OUTPUTS, OutputKind
 from reshard.spec.request import Options, Request, request_key
 from reshard.spec.resource import FilesSpec, ParametersSpec, SourceSpec, TargetSpec, TransformSpec
@@ -74,8 +74,8 @@ def test_help_is_short_or_in_paragraphs(name: str) -> None:
 def test_every_option_is_in_a_named_group_of_limited_size(name: str) -> None:
     groups: dict[str, list[str]] = {}
     for option in COMMANDS[name].params:
-        if isinstance(option, click.Option):
-            groups.setdefault(option.group.title, []).append(option.opts[0])
+        if isinstance(option, Option):
+            groups.setdefault(option.group, []).append(option.opts[0])
     assert max(map(len, groups.values()), default=0) <= 10
 
 
@@ -87,7 +87,7 @@ def test_the_list_of_commands_shows_whole_sentences(name: str) -> None:
 @pytest.mark.parametrize("width", [80, 110])
 def test_every_output_has_its_line(width: int) -> None:
     command = COMMANDS["transform"]
-    shown = command.get_help(cloup.Context(command, terminal_width=width)).splitlines()
+    shown = command.get_help(click.Context(command, terminal_width=width, max_content_width=width)).splitlines()
     assert max(map(len, shown)) <= width
     outputs = [kebab(output) for output in get_args(OutputKind)]
     (said,) = [line.strip() for line in shown if "|unified|" in line]

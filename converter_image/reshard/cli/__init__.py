@@ -63,6 +63,8 @@ def program(arguments: Sequence[str] | None = None) -> int:
     if (done := complete()) is not None:
         return done
     gc.set_threshold(_COLLECTED_OBJECTS)
+    # numpy starts a thread of OpenBLAS for each CPU, which takes half of numpy's time to start. Nothing here multiplies matrices.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     code = _main(arguments, patience=_PATIENCE_SECONDS)
     console.flush_at_exit()
     return code

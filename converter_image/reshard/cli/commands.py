@@ -11,7 +11,6 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import click
-import cloup
 from click.shell_completion import (
     CompletionItem,
     FishComplete,
@@ -23,6 +22,7 @@ from click.shell_completion import (
 
 from reshard.cli import console
 from reshard.cli.arguments import DIRECTORY, PATH, directories, encryption_of, rank_in, request_of, storage_options_of, text_of
+from reshard.cli.help import OTHER, READ, WRITE, Group, Option
 from reshard.cli.layouts import layout
 from reshard.cli.options import options
 from reshard.cli.traces import exported
@@ -38,33 +38,33 @@ if TYPE_CHECKING:
     from reshard.transform.run import Result
 
 _PROGRAM, _COMPLETE_VARIABLE = "reshard", "_RESHARD_COMPLETE"  # the completion script sets the variable
-_CONTEXT = cloup.Context.settings(help_option_names=["-h", "--help"], max_content_width=110)
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+_GLOBAL: dict[str, Any] = {"cls": Option, "group": "Global options"}
 
 
-@cloup.group(context_settings=_CONTEXT)
-@cloup.option_group(
-    "Global options",
-    cloup.option(
-        "--log-level",
-        type=click.Choice(["debug", "info", "warning", "error"]),
-        default="warning",
-        show_default=True,
-        envvar="RESHARD_LOG_LEVEL",
-        show_envvar=True,
-        help="Minimum severity of log records. `info` logs each phase.",
-    ),
-    cloup.option(
-        "--log-format",
-        type=click.Choice(["text", "json"]),
-        default="text",
-        show_default=True,
-        envvar="RESHARD_LOG_FORMAT",
-        show_envvar=True,
-        help="Format of log lines on standard error. With `json`, progress, notes and errors are log records too.",
-    ),
-    cloup.option("--debug", is_flag=True, help="Print a traceback if the command fails."),
-    cloup.version_option(__version__, message="%(prog)s %(version)s", prog_name="reshard"),
+@click.group(cls=Group, context_settings=_CONTEXT)
+@click.option(
+    "--log-level",
+    **_GLOBAL,
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="warning",
+    show_default=True,
+    envvar="RESHARD_LOG_LEVEL",
+    show_envvar=True,
+    help="Minimum severity of log records. `info` logs each phase.",
 )
+@click.option(
+    "--log-format",
+    **_GLOBAL,
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    envvar="RESHARD_LOG_FORMAT",
+    show_envvar=True,
+    help="Format of log lines on standard error. With `json`, progress, notes and errors are log records too.",
+)
+@click.option("--debug", **_GLOBAL, is_flag=True, help="Print a traceback if the command fails.")
+@click.version_option(__version__, **_GLOBAL, message="%(prog)s %(version)s", prog_name="reshard")
 @click.pass_obj
 def cli(invocation: Invocation, debug: bool, log_level: str, log_format: LogFormat) -> None:
     """Convert sharded checkpoints from M ranks to N ranks, to another parallel layout, or to another format.
@@ -79,12 +79,7 @@ def cli(invocation: Invocation, debug: bool, log_level: str, log_format: LogForm
         invocation.telemetry.enter_context(exported(handler))
 
 
-_WRITE = cloup.Section("Write checkpoints")
-_READ = cloup.Section("Inspect and verify")
-_OTHER = cloup.Section("Other")
-
-
-@cli.command(section=_WRITE)
+@cli.command(section=WRITE)
 @options("transform")
 @click.pass_obj
 def transform(invocation: Invocation, /, rank_from: str | None, **arguments: Any) -> None:
@@ -101,9 +96,9 @@ def transform(invocation: Invocation, /, rank_from: str | None, **arguments: Any
     report.transformed(request, result, as_json=arguments["as_json"])
 
 
-@cli.command(section=_WRITE)
-@cloup.argument("source", type=PATH, metavar="SOURCE", help="Checkpoint directory or file to read.")
-@cloup.argument("target", type=DIRECTORY, metavar="TARGET", help="Directory or file to write.")
+@cli.command(section=WRITE)
+@click.argument("source", type=PATH, metavar="SOURCE", help="Checkpoint directory or file to read.")
+@click.argument("target", type=DIRECTORY, metavar="TARGET", help="Directory or file to write.")
 @options("convert")
 @click.pass_obj
 def convert(invocation: Invocation, /, **arguments: Any) -> None:
@@ -117,7 +112,7 @@ def convert(invocation: Invocation, /, **arguments: Any) -> None:
     report.transformed(request, _transform(invocation, request, arguments), as_json=arguments["as_json"])
 
 
-@cli.command(section=_WRITE)
+@cli.command(section=WRITE)
 @options("fetch")
 @click.pass_obj
 def fetch(invocation: Invocation, /, rank: int | None, rank_from: str | None, ranks_per_pod: int, **arguments: Any) -> None:
@@ -138,8 +133,8 @@ def fetch(invocation: Invocation, /, rank: int | None, rank_from: str | None, ra
     report.fetched(ranks, result, as_json=arguments["as_json"])
 
 
-@cli.command(section=_WRITE)
-@cloup.argument("resource", type=PATH, metavar="FILE.yaml", help="CheckpointTransform resource.")
+@cli.command(section=WRITE)
+@click.argument("resource", type=PATH, metavar="FILE.yaml", help="CheckpointTransform resource.")
 @options("run")
 @click.pass_obj
 def run(invocation: Invocation, /, resource: str, workers: int | None, as_json: bool, **volumes: tuple[str, ...]) -> None:
@@ -164,7 +159,7 @@ def run(invocation: Invocation, /, resource: str, workers: int | None, as_json: 
     report.planned(planned, as_json=as_json)
 
 
-@cli.command(section=_READ)
+@cli.command(section=READ)
 @options("plan")
 @click.pass_obj
 def plan(
@@ -201,8 +196,8 @@ def plan(
     console.draw(drawn)
 
 
-@cli.command(section=_WRITE)
-@cloup.argument("target", type=DIRECTORY, metavar="DIR", help="Directory or s3://bucket/prefix of the checkpoint.")
+@cli.command(section=WRITE)
+@click.argument("target", type=DIRECTORY, metavar="DIR", help="Directory or s3://bucket/prefix of the checkpoint.")
 @options("commit")
 @click.pass_obj
 def commit(
@@ -226,8 +221,8 @@ def commit(
     report.committed(target, manifest, as_json=as_json)
 
 
-@cli.command(section=_READ)
-@cloup.argument("target", type=DIRECTORY, metavar="DIR", help="Directory or s3://bucket/prefix of the checkpoint.")
+@cli.command(section=READ)
+@click.argument("target", type=DIRECTORY, metavar="DIR", help="Directory or s3://bucket/prefix of the checkpoint.")
 @options("verify")
 @click.pass_obj
 def verify(invocation: Invocation, /, target: str, workers: int | None, as_json: bool, **storage_options: Any) -> None:
@@ -246,8 +241,8 @@ def verify(invocation: Invocation, /, target: str, workers: int | None, as_json:
     report.verified(result, as_json=as_json)
 
 
-@cli.command(section=_READ)
-@cloup.argument("path", type=PATH, metavar="PATH", help="Checkpoint directory, file, or s3://bucket/prefix.")
+@cli.command(section=READ)
+@click.argument("path", type=PATH, metavar="PATH", help="Checkpoint directory, file, or s3://bucket/prefix.")
 @options("inspect")
 def inspect(path: str, how: str | None, step: int | None, files: str | None, **arguments: Any) -> None:
     """Show the files and parameters of a checkpoint."""
@@ -266,13 +261,13 @@ def inspect(path: str, how: str | None, step: int | None, files: str | None, **a
     )
 
 
-@cli.group(section=_READ)
+@cli.group(section=READ)
 def strategy() -> None:
     """Show and merge MindSpore strategy files."""
 
 
 @strategy.command("show")
-@cloup.argument("path", type=PATH, metavar="PATH", help="Strategy file, or directory with one file per pipeline stage.")
+@click.argument("path", type=PATH, metavar="PATH", help="Strategy file, or directory with one file per pipeline stage.")
 @options("strategy-show")
 def show_strategy(path: str, as_json: bool) -> None:
     """Show the layout of each parameter in a strategy."""
@@ -283,8 +278,8 @@ def show_strategy(path: str, as_json: bool) -> None:
 
 
 @strategy.command("merge")
-@cloup.argument("folder", type=DIRECTORY, metavar="DIR", help="Directory with one strategy file per pipeline stage.")
-@cloup.argument("file", type=PATH, metavar="FILE", help="File to write: JSON if its name ends with .json, otherwise protobuf.")
+@click.argument("folder", type=DIRECTORY, metavar="DIR", help="Directory with one strategy file per pipeline stage.")
+@click.argument("file", type=PATH, metavar="FILE", help="File to write: JSON if its name ends with .json, otherwise protobuf.")
 def merge_strategies(folder: str, file: str) -> None:
     """Merge the strategy files of all pipeline stages into one file."""
     from reshard.source.strategies import read_strategy_files
@@ -297,7 +292,7 @@ def merge_strategies(folder: str, file: str) -> None:
     console.out(f"wrote {file}: {len(merged.parameters)} parameters")
 
 
-cli.add_command(layout, section=_READ)
+cli.add_command(layout)
 
 
 @cli.command(hidden=True)
@@ -310,7 +305,7 @@ def step(invocation: Invocation, name: str) -> None:
     run_step(invocation, name)
 
 
-@cli.command(section=_OTHER)
+@cli.command(section=OTHER)
 @options("version")
 def version(as_json: bool) -> None:
     """Show the version, the build and the environment.
@@ -323,8 +318,8 @@ def version(as_json: bool) -> None:
     report.version(describe(), as_json=as_json)
 
 
-@cli.command(section=_OTHER)
-@cloup.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), help="Shell that the script is for.")
+@cli.command(section=OTHER)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), help="Shell that the script is for.")
 def completion(shell: str) -> None:
     """Print a shell completion script.
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import cloup
+import click
 
 from reshard.cli import console
 from reshard.cli.arguments import PATH, request_of, storage_options_of
+from reshard.cli.help import READ, Group
 from reshard.cli.options import options
 from reshard.errors import UsageError
 
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
     from reshard.strategy.file import Form
     from reshard.transform.resolved import ResolvedCheckpoint
 
-_FILE = cloup.argument("file", type=PATH, metavar="FILE", help="Layout file.")
+_FILE = click.argument("file", type=PATH, metavar="FILE", help="Layout file.")
 
 
-@cloup.group()
+@click.group(cls=Group, section=READ)
 def layout() -> None:
     """Show, check, export, infer and derive layout files.
 
@@ -93,7 +94,7 @@ def export_layout(file: str, output: str, form: Form, as_json: bool, **arguments
 
 
 @layout.command("infer")
-@cloup.argument("strategy", type=PATH, metavar="STRATEGY", help="Strategy file, or directory with one file per pipeline stage.")
+@click.argument("strategy", type=PATH, metavar="STRATEGY", help="Strategy file, or directory with one file per pipeline stage.")
 @options("layout-infer")
 def infer_layout(strategy: str, mesh: str, checkpoint: str | None, output: str, as_json: bool, **storage_options: Any) -> None:
     """Write the first draft of a layout file from a strategy.
@@ -116,7 +117,7 @@ def infer_layout(strategy: str, mesh: str, checkpoint: str | None, output: str, 
 
 
 @layout.command("derive")
-@cloup.argument(
+@click.argument(
     "strategy",
     type=PATH,
     required=False,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
-import cloup
 
 from reshard.cli.arguments import DIRECTORY, MESH, MOST_RANKS, PATH, Format, Word, kebab
+from reshard.cli.help import Option
 from reshard.spec.keys import KEY_BYTES
 from reshard.spec.outputs import OutputKind
 from reshard.spec.request import CopyMode, Options, Replicas, SourceOnly, Verification
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 F = TypeVar("F", bound="Callable[..., Any]")
-_Option = tuple[frozenset[str], "Callable[[Any], Any]"]
+_Option = tuple[frozenset[str], tuple[str, ...], dict[str, Any]]  # commands, names, and settings of click
 _DEFAULTS = Options()
 
 
 def _option(commands: str, *names: str, **settings: Any) -> _Option:
-    return frozenset(commands.split()), cloup.option(*names, **settings)
+    return frozenset(commands.split()), names, settings
 
 
 def _words(kind: Any, default: str | None = None) -> dict[str, Any]:
@@ -576,8 +576,9 @@ def options(command: str) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         for title, group in reversed(GROUPS.items()):
-            if chosen := [add for commands, add in group if command in commands]:
-                function = cloup.option_group(title, *chosen)(function)
+            for commands, names, settings in reversed(group):
+                if command in commands:
+                    click.option(*names, cls=Option, group=title, **settings)(function)
         return function
 
     return decorate
