@@ -75,6 +75,7 @@ consolidate_safetensors_files(source, target, dict.fromkeys(names - {"__metadata
 """
 # Programs that print lines of JSON, and what they measure.
 _PRINTED = {
+    "starting": "processor seconds to start",
     "planning": "plan of 405B parameters with Adam's moments, 16,384 -> 12,288 ranks",
     "model": "metadata of 128,000 shards, and a million irregular boxes",
     "sampling": "comparison of replicas, 2.1 GB",
@@ -217,12 +218,13 @@ def rows(case: Case, hot: dict[str, Measured], cold: dict[str, Measured]) -> Ite
         ]
 
 
-def measure_others(cases: list[str], folder: Path) -> dict[str, Any]:
+def measure_others(cases: list[str], folder: Path, baseline: str | None) -> dict[str, Any]:
     """Measure and print what is not a whole transform."""
     kept: dict[str, Any] = {}
     for name, what in _PRINTED.items():
         if not cases or name in cases:
             options = ["--folder", str(folder)] if name in ("sampling", "loading") else []
+            options += ["--baseline", baseline] if name == "starting" and baseline else []
             command = [sys.executable, str(HERE / f"{name}.py"), *options]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             kept[name] = [json.loads(line) for line in done.stdout.splitlines()]
@@ -266,7 +268,7 @@ def main() -> None:
                 name: {each: getattr(m, each) for each in columns} for name, m in found.items()
             }
     Console(width=200).print(table)
-    kept |= measure_others(arguments.cases, arguments.folder)
+    kept |= measure_others(arguments.cases, arguments.folder, arguments.baseline)
     results = HERE / "results" / "local"
     results.mkdir(parents=True, exist_ok=True)
     (results / f"{time.strftime('%Y%m%dT%H%M%S')}.json").write_text(json.dumps(kept, indent=1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from typing import Any
 
 __version__ = "0.1.0"
@@ -20,6 +19,8 @@ def build() -> tuple[str, str]:
 
 def describe() -> dict[str, Any]:
     """Return the version, the build, and the versions of Python and of packages (None if not installed)."""
+    import platform  # noqa: PLC0415 - most commands start faster without it
+
     commit, date = build()
     return {
         "version": __version__,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -21,6 +22,13 @@ HEAVY = {"numpy", "botocore", "rich", "google.protobuf", "xxhash", "zlib_ng", "m
 MODULES = ["reshard", "reshard.spec.resource", "reshard.errors", "reshard.cli", "reshard_operator.__main__"]
 
 
+def loaded_after(arguments: list[str]) -> set[str]:
+    """Run a command in a new process, and return the modules that it has then loaded."""
+    program = f"import sys, reshard.cli; assert reshard.cli.main({arguments}) == 0; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_an_import_loads_no_heavy_modules(module: str) -> None:
     program = f"import sys, {module}; print(*sorted(sys.modules))"
@@ -28,14 +36,27 @@ def test_an_import_loads_no_heavy_modules(module: str) -> None:
     assert not HEAVY & set(loaded)
 
 
-def test_a_transform_of_files_of_ranks_loads_no_other_formats(tmp_path: Path) -> None:
+def test_the_version_is_printed_without_the_library() -> None:
+    loaded = loaded_after(["--version"])
+    assert not HEAVY & loaded
+    assert not {"asyncio", "email", "importlib.metadata", "socket", "yaml"} & loaded  # imported by packages, if at all
+
+
+def test_a_transform_of_files_of_ranks_loads_only_what_it_needs(tmp_path: Path) -> None:
     file = tmp_path / "source" / "rank_0" / "a.safetensors"
     file.parent.mkdir(parents=True)
     file.write_bytes(safetensors({"w": np.zeros((4, 4), np.float32)}, {"format": "ms"}))
-    arguments = ["transform", "--source", str(tmp_path / "source"), "--target", str(tmp_path / "target")]
-    program = f"import sys, reshard.cli; assert reshard.cli.main({arguments}) == 0; print(*sorted(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
-    assert not {"reshard.model", "reshard.formats.torch.reader", "reshard.formats.protocol", "reshard.pictures.svg"} & set(loaded)
+    loaded = loaded_after(["transform", "--source", str(tmp_path / "source"), "--target", str(tmp_path / "target")])
+    assert "numpy" in loaded
+    assert not {"botocore", "google.protobuf", "rich", "yaml", "asyncio"} & loaded
+    assert not {"reshard.model", "reshard.formats.torch.reader", "reshard.formats.protocol", "reshard.pictures.svg"} & loaded
+
+
+def test_numpy_starts_no_threads_in_the_program() -> None:
+    program = "import os, reshard.cli as c; c.program(['--version']); import numpy; print(len(os.listdir('/proc/self/task')))"
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines()[-1] == "1"
 
 
 def test_public_names_exist() -> None:

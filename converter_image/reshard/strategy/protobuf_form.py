@@ -6,13 +6,12 @@ it. The outermost message is read item by item, because a parser would create an
 before anything could be counted.
 """
 
+# ruff: noqa: PLC0415 - transforms without strategy files start faster without protobuf
+
 from __future__ import annotations
 
 from functools import cache
 from typing import TYPE_CHECKING, Any
-
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.message import DecodeError
 
 from reshard.strategy.records import (
     MAX_NAME_LENGTH,
@@ -70,6 +69,8 @@ _MAX_RANKS_BYTES = 8 << 20
 @cache
 def _classes() -> dict[str, Any]:
     """Return the message classes, which are created at run time."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="reshard/node_strategy.proto", package=_PACKAGE, syntax="proto2")
     for message, fields in _SCHEMA.items():
@@ -84,6 +85,14 @@ def _classes() -> dict[str, Any]:
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
     return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _SCHEMA}
+
+
+@cache
+def _errors() -> tuple[type[Exception], ...]:
+    """Return the errors that a damaged message raises."""
+    from google.protobuf.message import DecodeError
+
+    return DecodeError, RecursionError, ValueError
 
 
 def decode(content: bytes) -> Record:
@@ -220,7 +229,7 @@ def _parsed(kind: str, raw: bytes) -> Any:  # noqa: ANN401 - a class that is cre
     try:
         message.ParseFromString(raw)
         whole = message.IsInitialized()
-    except (DecodeError, RecursionError, ValueError):
+    except _errors():
         whole = False
     if not whole:
         raise MalformedError("the file is damaged, or is not a strategy file")
