@@ -5,16 +5,23 @@ from __future__ import annotations
 import threading
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import disk
 import pytest
 
+from reshard.cli import main
+from reshard.engine import rankfile
 from reshard.engine.overlap import emitting
+from reshard.transform import ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from reshard.engine.overlap import Emit
+    from reshard.engine.task import Task
+    from reshard.plan import RankPlan
 
 SIZE = 4
 operation: ContextVar[str] = ContextVar("operation", default="none")
@@ -184,3 +191,20 @@ def test_the_threads_have_the_context_of_the_first() -> None:
     finally:
         operation.reset(token)
     assert found == ["transform"] * 9
+
+
+def test_the_next_rank_is_written_while_one_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = disk.write(tmp_path / "in", disk.example())
+    compare, second, seen = rankfile.compare, threading.Event(), list[int]()
+
+    def compare_later(task: Task, plan: RankPlan, *others: Any) -> None:
+        seen.append(plan.rank)
+        if len(seen) == 1:
+            assert second.wait(60), "no other rank was written"
+        second.set()
+        compare(task, plan, *others)
+
+    monkeypatch.setattr(rankfile, "compare", compare_later)
+    monkeypatch.setattr(ranks, "passes_of", lambda _, __, some: [(rank,) for rank in some])
+    assert main(checkpoint.arguments(tmp_path / "out", "--workers", "1")) == 0
+    assert disk.differences(checkpoint.model, tmp_path / "out", "ckpt") == []

@@ -15,7 +15,7 @@ from reshard.checkpoint.output import Checksum, Span
 from reshard.engine.bands import batches
 from reshard.engine.cast import Losses
 from reshard.engine.execute import carry_out
-from reshard.engine.memory import TILE_BYTES, Budget
+from reshard.engine.memory import PART_BYTES, Budget
 from reshard.engine.moves import FileMoves, length_of, moves, reads
 from reshard.engine.passes import Sink, carry_out_together
 from reshard.engine.servercopy import parts, split
@@ -197,7 +197,7 @@ def produce(task: Task, plan: RankPlan, writer: Writer, conditions: Conditions) 
         files.expect(reads(moves(plan, task.pieces(plan.rank, crc))), conditions.budget)
         threads = conditions.budget.writes if content.any_order else 1
         steps = moves(plan, task.pieces(plan.rank, crc))
-        carry_out(steps, files, content.emit_later, conditions.losses, threads=threads if plan.written_nbytes > TILE_BYTES else 0)
+        carry_out(steps, files, content.emit_later, conditions.losses, threads=threads if plan.written_nbytes > PART_BYTES else 0)
         digest = content.finish()
         files.check_unchanged()
     return digest

@@ -11,7 +11,7 @@ from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.output import Checksum
 from reshard.engine.cast import Losses, cast
 from reshard.engine.gather import Gatherer, element_type
-from reshard.engine.memory import BUFFER_BYTES, TILE_BYTES
+from reshard.engine.memory import BUFFER_BYTES, PART_BYTES, TILE_BYTES
 from reshard.engine.overlap import emitting
 from reshard.engine.small import Small, placed
 from reshard.storage.buffers import ALIGNMENT
@@ -40,8 +40,8 @@ def carry_out(moves: Iterable[Move], files: SourceFiles, emit: Emit, losses: Los
         DataError, StorageError: the source cannot be read.
         Exception: `emit` failed. It is not called again.
     """
-    with emitting(emit, BUFFER_BYTES if threads else TILE_BYTES + ALIGNMENT, threads) as output:
-        tiles = Tiles(Gatherer(files, TILE_BYTES), output, TILE_BYTES, losses)
+    with emitting(emit, BUFFER_BYTES, threads) as output:
+        tiles = Tiles(Gatherer(files, TILE_BYTES), output, PART_BYTES, losses)
         for move in moves:
             tiles.carry_out(move)
         tiles.finish()

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from reshard.plan import Model
     from reshard.storage.protocol import ReadStore, Store
 
-# Bytes that are read, cut and hashed at a time: few enough to stay in the CPU cache between these steps.
+# Bytes that are cut and cast at a time: few enough to stay in the CPU cache between these steps.
 TILE_BYTES = (1 << 20) - ALIGNMENT
-# Two tiles are handed to another thread together. Waking it for each of them would take more processor time.
-BUFFER_BYTES = 2 * (TILE_BYTES + ALIGNMENT)
+# Bytes of a rank's file that are produced, and handed to another thread, at a time. Smaller parts would take more processor time.
+PART_BYTES = (2 << 20) - ALIGNMENT
+BUFFER_BYTES = PART_BYTES + ALIGNMENT
 # More concurrent ranks rarely make one machine faster, and each takes memory.
 MOST_WORKERS = 8
 # Upper bounds of the measurements in docs/performance.md: the interpreter with its libraries, and the buffers of each worker;
@@ -196,11 +197,12 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
     largest, casts = max(sizes, default=0), any(parameter.cast for parameter in model.parameters)
 
     active = min(workers, model.target_ranks)
+    planned = min(active + 1, model.target_ranks)  # one more rank is verified
     share = budget(active)
     writes = 1 if target.remote else share.writes
-    alone = active * (_BYTES_PER_WORKER + (writes + 1) * BUFFER_BYTES + len(names) * _BYTES_PER_NAME_AND_WORKER)
+    alone = active * (_BYTES_PER_WORKER + (writes + 1) * BUFFER_BYTES) + planned * len(names) * _BYTES_PER_NAME_AND_WORKER
     alone += 0 if source.remote else active * share.disk_ahead
-    alone += active * (_CAST_BYTES_PER_WORKER if casts else 0) + (active * copies * _BYTES_PER_COPY if shards else 0)
+    alone += active * (_CAST_BYTES_PER_WORKER if casts else 0) + (planned * copies * _BYTES_PER_COPY if shards else 0)
     # Ciphertext that waits for decryption takes the same again.
     alone += active * share.ahead * (1 + decrypts) if source.remote else 0
     alone += active * encrypted if encrypts else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.output import Checksum, Span
 from reshard.engine.gather import reads_of_box, span_bytes
-from reshard.engine.memory import TILE_BYTES
+from reshard.engine.memory import PART_BYTES, TILE_BYTES
 from reshard.engine.small import Small, reads_of_small
 from reshard.layout.box import shifted
 from reshard.layout.tiles import flat_span, next_tile
@@ -80,7 +81,7 @@ class FileMoves:
         tensor: number of the tensor of which the file contains elements next. None: no elements are left.
     """
 
-    def __init__(self, plan: RankPlan, pieces: Iterable[Piece], tile_bytes: int = TILE_BYTES) -> None:
+    def __init__(self, plan: RankPlan, pieces: Iterable[Piece], tile_bytes: int = PART_BYTES) -> None:
         self.plan = plan
         self.tensor: int | None = None
         self._at = 0  # bytes of the tensor that were produced
@@ -197,7 +198,7 @@ def end_of_small(plan: RankPlan, first: int, most: int) -> int:
 class Room:
     """The free space in a tile of `most` bytes."""
 
-    def __init__(self, most: int = TILE_BYTES) -> None:
+    def __init__(self, most: int) -> None:
         self.most = self.left = most
 
     @property
@@ -273,7 +274,9 @@ class Content:
     def __init__(self, tensor: TargetTensor) -> None:
         self.tensor = tensor
         self._itemsize = DTYPES[tensor.parameter.target_dtype].itemsize
-        self._most_elements = TILE_BYTES // DTYPES[tensor.parameter.dtype].itemsize  # what a buffer holds before a cast
+        self._most_elements = sys.maxsize
+        if tensor.parameter.cast is not None:
+            self._most_elements = TILE_BYTES // DTYPES[tensor.parameter.dtype].itemsize  # what a buffer holds before the cast
         self._overlaps = Overlaps(tensor)
 
     def next(self, offset: int, most: int) -> Fill:

@@ -45,8 +45,10 @@ if TYPE_CHECKING:
     from reshard.telemetry import Phase
 
 
-# Over a network: the number of parameters compared at a time, and the bytes of the written file's headers to prefetch.
+# Number of parameters compared at a time, because each read waits: over a network, and in samples on a disk.
 _REMOTE_COMPARISONS = 8
+_DISK_COMPARISONS = 4
+# Over a network: the bytes of the written file's headers to prefetch.
 _HEADERS_AHEAD = 8 << 20
 
 
@@ -122,8 +124,11 @@ class _RankFile:
         return Written(self._record, self._plan.nbytes_needed)
 
     @contextmanager
-    def opened(self) -> Iterator[Writer]:
+    def opened(self, complete: Callable[[], None] = lambda: None) -> Iterator[Writer]:
         """Create the file in a context that yields its writer. At its end, complete, verify and record the file.
+
+        Args:
+            complete: callback after the file is complete, before it is verified.
 
         Raises:
             BugError: the file differs from the source. It is kept for inspection.
@@ -140,6 +145,7 @@ class _RankFile:
                 yield writer
                 run.check_lock()
                 writer.finish()
+                complete()
                 self._record = self._finished(size, measured)
                 run.state.record(self._record, self._losses.by_name)
             finally:
@@ -173,18 +179,27 @@ class _RankFile:
         )
 
 
-def write_rank(run: Run, rank: int, budget: Budget) -> Written:
+def write_rank(run: Run, rank: int, budget: Budget, slots: threading.Semaphore) -> Written:
     """Write, verify and record the file of one target rank.
+
+    Args:
+        run: run that writes the file.
+        rank: number of the rank.
+        budget: memory and threads of the rank.
+        slots: one slot for each rank that is produced at the same time. A rank that is verified has none.
 
     Raises:
         BugError: the file differs from the source. It is kept for inspection.
         ReshardError: the file cannot be written or compared. It was deleted.
     """
-    task, plan, conditions = run.task, run.task.planner.plan(rank), run.conditions(budget)
-    file = _RankFile(run, plan, conditions.losses, lambda: conditions.content.traffic, budget.upload)
-    limits = run.state.target.store.part_limits if task.request.options.copy_mode == "Server" else None
-    with file.opened() as writer:
-        file.digest = assemble(task, plan, writer, conditions, limits) if limits else produce(task, plan, writer, conditions)
+    with ExitStack() as slot:
+        slot.enter_context(slots)
+        run.cancellation.check()  # another rank may have failed while this one waited
+        task, plan, conditions = run.task, run.task.planner.plan(rank), run.conditions(budget)
+        file = _RankFile(run, plan, conditions.losses, lambda: conditions.content.traffic, budget.upload)
+        limits = run.state.target.store.part_limits if task.request.options.copy_mode == "Server" else None
+        with file.opened(slot.close) as writer:
+            file.digest = assemble(task, plan, writer, conditions, limits) if limits else produce(task, plan, writer, conditions)
     return file.written
 
 
@@ -336,7 +351,9 @@ def compare(task: Task, plan: RankPlan, store: Store, path: str, level: Verified
         BugError: the file differs from the source.
         ReshardError: the file and the source cannot be compared, or the source has changed.
     """
-    at_once = _REMOTE_COMPARISONS if store.remote or task.source.remote else 1
+    at_once = _DISK_COMPARISONS if level == "Sample" else 1
+    if store.remote or task.source.remote:
+        at_once = _REMOTE_COMPARISONS
     with closing(task.source_files()) as files, closing(store.open(path)) as opened:
         written: Reader = CancellableReader(opened, cancellation.check)
         if task.cipher is not None:

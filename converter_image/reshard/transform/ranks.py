@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from functools import partial
+from threading import Semaphore
 from typing import TYPE_CHECKING
 
 from reshard.engine.memory import budget, pass_budget, pass_limits
@@ -60,11 +61,11 @@ def write_ranks(run: Run, ranks: Sequence[int], workers: int) -> list[Written]:
 
 
 def _write_alone(run: Run, ranks: Sequence[int], workers: int) -> list[Written]:
-    """Write these ranks one by one, some at a time."""
-    share = budget(min(workers, max(1, len(ranks))))
-    with ThreadPoolExecutor(workers, thread_name_prefix="reshard-rank") as pool:
+    """Write these ranks one by one: `workers` at a time, and another one is verified meanwhile."""
+    share, slots = budget(min(workers, max(1, len(ranks)))), Semaphore(workers)
+    with ThreadPoolExecutor(workers + 1, thread_name_prefix="reshard-rank") as pool:
         futures = [
-            pool.submit(copy_context().run, partial(write_rank, run, rank, share))  # the context of this operation
+            pool.submit(copy_context().run, partial(write_rank, run, rank, share, slots))  # the context of this operation
             for rank in ranks
         ]
         try:
