@@ -89,6 +89,7 @@ def together(task: Task, ranks: Sequence[int], *, batch: int, tile: int) -> list
         grouped=batch // 4,
         fetchers=2,
         workers=2,
+        equal=1,
         tile=tile,
         upload=0,
     )

@@ -66,11 +66,14 @@ class Content:
         task: task of the transform.
         writers: writers of the files.
         conditions: conditions for producing the content.
+        call: function that carries out the writes of a part to several files, and returns after the last one.
     """
 
-    def __init__(self, task: Task, writers: Sequence[Writer], conditions: Conditions) -> None:
+    def __init__(
+        self, task: Task, writers: Sequence[Writer], conditions: Conditions, call: Callable[[Sequence[Write]], None] | None = None
+    ) -> None:
         self._tail = _Tail(task.output, wanted=task.request.options.crc)
-        self._writers, self._conditions = writers, conditions
+        self._writers, self._conditions, self._call = writers, conditions, call or _call_all
         self._digest = ContentDigest()
         self._encryptor = None if task.cipher is None else Encryptor(task.cipher, self._put)
 
@@ -107,7 +110,7 @@ class Content:
         self._digest.update(part)
         self._conditions.progress.advance(len(part) * len(self._writers))
         writes = [write for writer in self._writers if (write := writer.write_later(part)) is not None]
-        return partial(_call_all, writes) if len(writes) > 1 else next(iter(writes), None)
+        return partial(self._call, writes) if len(writes) > 1 else next(iter(writes), None)
 
 
 def _call_all(functions: Iterable[Write]) -> None:

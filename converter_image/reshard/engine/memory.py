@@ -51,6 +51,8 @@ _SMALLEST_TILE = 256 << 10
 _PASS_UPLOAD_BYTES = 128 << 20
 # The tensors and shards in the plans of all its files, each of which takes at most _BYTES_PER_COPY.
 _PASS_TENSORS = 1 << 16
+# Threads in addition to the workers: those that write local files, and those that write equal files.
+_PASS_WRITES = 2
 _LOCAL_READERS = 2
 _LOCAL_REQUEST = 1 << 20
 # Shorter contiguous reads cost more than the copy in memory that a pass takes: as system calls, or as requests.
@@ -100,6 +102,7 @@ class PassBudget:
         grouped: total length of short reads that one thread makes one after the other.
         fetchers: number of threads that read.
         workers: number of threads that produce files.
+        equal: number of other threads that write the parts of equal files, and verify them.
         tile: number of bytes of a file that are emitted at a time.
         upload: number of bytes that are buffered for the upload of each file.
     """
@@ -111,6 +114,7 @@ class PassBudget:
     grouped: int
     fetchers: int
     workers: int
+    equal: int
     tile: int
     upload: int
 
@@ -145,7 +149,7 @@ def pass_limits(source: ReadStore, target: Store, size: int, *, encrypts: bool) 
     return Limits(files, _PASS_TENSORS, equal=equal, few=few, run=run, ranks=sys.maxsize if target.remote else writable_files())
 
 
-def pass_budget(files: int, workers: int, source: ReadStore) -> PassBudget:
+def pass_budget(files: int, workers: int, source: ReadStore, target: Store) -> PassBudget:
     """Return the budget of a pass that writes this number of different files."""
     return PassBudget(
         batch=_AHEAD_BYTES // WINDOWS if source.remote else _BATCH_BYTES,
@@ -154,7 +158,9 @@ def pass_budget(files: int, workers: int, source: ReadStore) -> PassBudget:
         longest=longest_request(_AHEAD_BYTES) if source.remote else _LOCAL_REQUEST,
         grouped=0 if source.remote else _LOCAL_REQUEST,
         fetchers=_AHEAD_BYTES // longest_request(_AHEAD_BYTES) if source.remote else _LOCAL_READERS,
-        workers=workers,
+        # Threads that write to a disk wait for it.
+        workers=workers if target.remote else workers + _PASS_WRITES,
+        equal=_PASS_WRITES,
         tile=max(_SMALLEST_TILE, min(_LARGEST_TILE, _TILES_BYTES // files)),
         upload=_PASS_UPLOAD_BYTES // files,
     )
@@ -210,10 +216,12 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
 
     if not files:
         return common + alone
-    each = pass_budget(files, workers, source)
+    each = pass_budget(files, workers, source, target)
     together = each.batch * each.batches * (1 + (decrypts and source.remote)) + files * each.tile
-    together += workers * _BYTES_PER_WORKER + min(_PASS_TENSORS, ranks * (len(names) + copies)) * _BYTES_PER_COPY
-    together += workers * _CAST_BYTES_PER_WORKER + files * each.tile if casts else 0
+    together += (each.workers + each.equal) * _BYTES_PER_WORKER + min(
+        _PASS_TENSORS, ranks * (len(names) + copies)
+    ) * _BYTES_PER_COPY
+    together += each.workers * _CAST_BYTES_PER_WORKER + files * each.tile if casts else 0
     together += files * encrypted if encrypts else 0
     together += files * target.write_cost(largest, each.upload).memory
     return common + max(alone, together)

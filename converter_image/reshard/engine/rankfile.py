@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from contextlib import ExitStack, closing, contextmanager
-from contextvars import copy_context
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.manifest import FileRecord
 from reshard.checkpoint.output import Span
-from reshard.engine.content import Conditions, Content, Shared, assemble, produce, produce_together
-from reshard.engine.memory import Budget
-from reshard.engine.verify import check_file, unreadable
+from reshard.engine.content import Conditions, assemble, produce
+from reshard.engine.verify import check_file, differing_copy, unreadable
 from reshard.errors import BugError, DataError, ReshardError
 from reshard.progress import Cancellation
 from reshard.source.encrypted import decrypting
@@ -24,19 +19,17 @@ from reshard.spec.storage_options import StorageOptions
 from reshard.storage import open_store, parent_and_name
 from reshard.storage.ahead import prefetched
 from reshard.storage.cancellable import CancellableReader
-from reshard.storage.digest import digest_of, digest_of_version, sample_of
-from reshard.storage.traffic import Meter, Traffic
+from reshard.storage.digest import digest_of, digest_of_version, matches, sample_of
+from reshard.storage.traffic import Traffic
 from reshard.telemetry import phase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from contextlib import AbstractContextManager
-    from types import TracebackType
+    import threading
+    from collections.abc import Callable, Iterable, Iterator
 
     from reshard.checkpoint.manifest import Verified
     from reshard.engine.cast import Losses
-    from reshard.engine.gather import SourceFiles
-    from reshard.engine.memory import PassBudget
+    from reshard.engine.memory import Budget
     from reshard.engine.task import Task
     from reshard.plan import RankPlan
     from reshard.progress import Progress
@@ -97,7 +90,7 @@ class Run:
         return Conditions(progress=self.progress, cancellation=self.cancellation, budget=budget)
 
 
-class _RankFile:
+class RankFile:
     """The file of one target rank, from its creation to its record.
 
     Args:
@@ -109,10 +102,12 @@ class _RankFile:
 
     Attributes:
         digest: digest of the content, to set before the file is complete. "": a server has copied some bytes.
+        compared: whether an equal file has been compared with the source. To compare every byte, the digests are then enough.
     """
 
     def __init__(self, run: Run, plan: RankPlan, losses: Losses, fetched: Callable[[], Traffic], memory: int) -> None:
         self.digest = ""
+        self.compared = False
         self._run, self._plan, self._losses, self._fetched, self._memory = run, plan, losses, fetched, memory
         self._path = run.task.path(plan.rank)
         self._record: FileRecord | None = None
@@ -156,7 +151,8 @@ class _RankFile:
         run, path = self._run, self._path
         task, store, where = run.task, run.state.target.store, run.state.where(path, staged=run.staged)
         digest = self.digest or _recorded_digest(task, store, where, run.cancellation)
-        _verify(task, self._plan, store, where, lambda: run.state.reject(path, staged=run.staged), run.cancellation)
+        known = self.digest if self.compared else ""
+        _verify(task, self._plan, store, where, lambda: run.state.reject(path, staged=run.staged), run.cancellation, known)
         with closing(store.open(where)) as written:
             sample, version = sample_of(written, remote=store.remote), written.version
         fetched, lost = self._fetched(), self._losses.total
@@ -196,92 +192,11 @@ def write_rank(run: Run, rank: int, budget: Budget, slots: threading.Semaphore) 
         slot.enter_context(slots)
         run.cancellation.check()  # another rank may have failed while this one waited
         task, plan, conditions = run.task, run.task.planner.plan(rank), run.conditions(budget)
-        file = _RankFile(run, plan, conditions.losses, lambda: conditions.content.traffic, budget.upload)
+        file = RankFile(run, plan, conditions.losses, lambda: conditions.content.traffic, budget.upload)
         limits = run.state.target.store.part_limits if task.request.options.copy_mode == "Server" else None
         with file.opened(slot.close) as writer:
             file.digest = assemble(task, plan, writer, conditions, limits) if limits else produce(task, plan, writer, conditions)
     return file.written
-
-
-def write_together(run: Run, contents: Sequence[tuple[int, ...]], budget: PassBudget) -> list[Written]:
-    """Write, verify and record the files of several target ranks in one pass over the source.
-
-    Args:
-        run: run that writes the files.
-        contents: the ranks, divided into those whose files have the same content.
-        budget: memory and threads of the pass.
-
-    Raises:
-        BugError: a file differs from the source. It is kept for inspection.
-        ReshardError: a file cannot be written or compared. It was deleted. Ranks that were recorded before remain.
-    """
-    task, made, shared = run.task, list[_RankFile](), list[Shared]()
-    ranks = sorted(chain.from_iterable(contents))
-    plans = {plan.rank: plan for plan in task.planner.plans(ranks)}
-    content = Meter()
-    shares = _Shares(content, ranks)
-    with closing(task.source_files(content)) as source:
-        for equal in contents:
-            conditions = run.conditions(Budget())
-            files = [_RankFile(run, plans[r], conditions.losses, partial(shares.take, r), budget.upload) for r in equal]
-            made += files
-            opened = _produced(task, files, [_Apart(file.opened()) for file in files], conditions, source)
-            shared.append(Shared(plans[equal[0]], opened, conditions.losses, partial(shares.add, equal)))
-        produce_together(task, shared, source, run.cancellation, budget)
-    return [file.written for file in made]
-
-
-@contextmanager
-def _produced(
-    task: Task, files: Sequence[_RankFile], opened: Iterable[_Apart], conditions: Conditions, source: SourceFiles
-) -> Iterator[Callable[[memoryview], None]]:
-    """Create equal files in a context that yields a callback with the next part of their content. At its end, complete them."""
-    with ExitStack() as stack:
-        content = Content(task, list(map(stack.enter_context, opened)), conditions)
-        yield content.emit
-        digest = content.finish()
-        source.check_unchanged()
-        for file in files:
-            file.digest = digest
-
-
-class _Apart:
-    """A context in a copy of the context variables, which may overlap with others in any order and in any thread."""
-
-    def __init__(self, inner: AbstractContextManager[Writer]) -> None:
-        self._inner, self._variables = inner, copy_context()
-
-    def __enter__(self) -> Writer:
-        return self._variables.run(self._inner.__enter__)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        return self._variables.run(self._inner.__exit__, kind, error, traceback)
-
-
-class _Shares:
-    """Divides what a pass fetches among its ranks, in the same way in every run."""
-
-    def __init__(self, content: Meter, ranks: Sequence[int]) -> None:
-        self._content, self._left = content, {rank: Traffic() for rank in ranks}
-        self._taken = Traffic()
-        self._lock = threading.Lock()
-
-    def add(self, ranks: Sequence[int], fetched: Traffic) -> None:
-        """Add what will be fetched for ranks whose files are equal."""
-        with self._lock:
-            for rank, share in zip(ranks, fetched.divided([1] * len(ranks)), strict=True):
-                self._left[rank] = Traffic.sum([self._left[rank], share])
-
-    def take(self, rank: int) -> Traffic:
-        """Return the share of a rank that has been produced. The last one gets what was fetched in addition, as by retries."""
-        with self._lock:
-            share = self._left.pop(rank)
-            if not self._left:
-                share = Traffic(*(a - b for a, b in zip(self._content.traffic, self._taken, strict=True)))
-            self._taken = Traffic.sum([self._taken, share])
-            return share
 
 
 def write_alone(task: Task, rank: int, url: str, *, share: Budget) -> None:
@@ -322,9 +237,15 @@ def _recorded_digest(task: Task, store: Store, path: str, cancellation: Cancella
 
 
 def _verify(
-    task: Task, plan: RankPlan, store: Store, path: str, set_aside: Callable[[], str], cancellation: Cancellation
+    task: Task,
+    plan: RankPlan,
+    store: Store,
+    path: str,
+    set_aside: Callable[[], str],
+    cancellation: Cancellation,
+    digest: str = "",
 ) -> None:
-    """Compare the finished file with the source.
+    """Compare the finished file with the source. If every byte is to be compared, and a digest is given, compare that.
 
     Raises:
         BugError: they differ. The file was set aside.
@@ -335,13 +256,28 @@ def _verify(
         return
     try:
         with phase("verify_rank", rank=plan.rank, verification=level):
-            compare(task, plan, store, path, level, cancellation)
+            if digest and level == "Full":
+                _compare_digest(store, path, digest, cancellation)
+            else:
+                compare(task, plan, store, path, level, cancellation)
     except ReshardError as error:
         if error.reason != "VerificationFailed":
             store.delete(path)
             raise
         fix = f"inspect the file, which is kept as {set_aside()}; {error.fix}"
         raise BugError(error.reason, error.what, where=error.where, fix=fix) from error
+
+
+def _compare_digest(store: Store, path: str, digest: str, cancellation: Cancellation) -> None:
+    """Compare the finished file with the digest of an equal file, which was compared with the source.
+
+    Raises:
+        BugError: they differ.
+        ReshardError: the file cannot be read.
+    """
+    with closing(CancellableReader(store.open(path), cancellation.check)) as written:
+        if not matches(written, digest, remote=store.remote):
+            raise differing_copy(written)
 
 
 def compare(task: Task, plan: RankPlan, store: Store, path: str, level: Verified, cancellation: Cancellation) -> None:

@@ -225,6 +225,11 @@ def unreadable(written: Reader, error: DataError) -> BugError:
     return BugError("VerificationFailed", f"the written file cannot be read: {error.what}", where=written.name, fix=_FIX)
 
 
+def differing_copy(written: Reader) -> BugError:
+    """Return the error for a written file that differs from an equal file."""
+    return BugError("VerificationFailed", "the file differs from the equal file of another rank", where=written.name, fix=_FIX)
+
+
 def _differs(written: Reader, parameter: Parameter, how: str) -> BugError:
     return BugError(
         "VerificationFailed",

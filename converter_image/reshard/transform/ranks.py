@@ -9,7 +9,8 @@ from threading import Semaphore
 from typing import TYPE_CHECKING
 
 from reshard.engine.memory import budget, pass_budget, pass_limits
-from reshard.engine.rankfile import write_rank, write_together
+from reshard.engine.rankfile import write_rank
+from reshard.engine.together import write_together
 from reshard.plan.passes import equal_targets, passes
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def write_ranks(run: Run, ranks: Sequence[int], workers: int) -> list[Written]:
         written = list["Written"]()
         for some in together:
             contents = _contents(run.task, some)
-            budget_of_pass = pass_budget(_files(run.state.target.store, contents), workers, run.task.source)
+            store = run.state.target.store
+            budget_of_pass = pass_budget(_files(store, contents), workers, run.task.source, store)
             written += write_together(run, contents, budget_of_pass)
         written += _write_alone(run, alone, workers)
     except BaseException:
