@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Key = tuple[str, str]
 
 _WORKERS = 8
-# Events come in bursts; those within this time cause one reconcile.
+# Events come in bursts. The first causes a reconcile at once, and those within this time after it cause another.
 _SETTLE_SECONDS = 0.2
 _COUNTS_EVERY_SECONDS = 5.0
 _FIRST_RETRY_SECONDS = 0.5
@@ -44,14 +44,16 @@ class Reconciler:
         self._may_write = may_write
         self._queue: WorkQueue[Key] = WorkQueue()
         self._failures: dict[Key, int] = {}
+        self._settled: dict[Key, float] = {}
         self._counted: dict[Key, float] = {}
         self._census = metrics.Census()
         self._changed = asyncio.Event()
         self.last_resync = time.monotonic()
 
-    def mark(self, namespace: str, name: str, after: float = _SETTLE_SECONDS) -> None:
+    def mark(self, namespace: str, name: str, after: float = 0.0) -> None:
         """Enqueue a transform."""
-        self._queue.add((namespace, name), time.monotonic() + after)
+        key = (namespace, name)
+        self._queue.add(key, max(time.monotonic() + after, self._settled.get(key, 0.0)))
         self._changed.set()
 
     async def run(self) -> None:
@@ -78,6 +80,7 @@ class Reconciler:
     async def _work(self) -> None:
         while True:
             key = await self._next()
+            self._settled[key] = time.monotonic() + _SETTLE_SECONDS
             try:
                 with metrics.RECONCILE_SECONDS.time():
                     again = await self._reconcile(*key)
@@ -123,6 +126,7 @@ class Reconciler:
         if seen is None:
             self._census.count((namespace, name), None)
             self._counted.pop((namespace, name), None)
+            self._settled.pop((namespace, name), None)
             return None
         decision = reconcile(seen, self._config)
         for action in decision.actions:
