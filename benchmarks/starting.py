@@ -56,6 +56,7 @@ def volumes(place: Path, folder: Path) -> dict[str, str]:
         "RESHARD_SPEC_SHA256": hashlib.sha256(text.encode()).hexdigest(),
         "RESHARD_OWNER": "pod",
         "RESHARD_TARGET_RANKS": "1",
+        "RESHARD_GROUPING": json.dumps({"run": 1, "count": 1, "stride": 1}),
         "JOB_COMPLETION_INDEX": "0",
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import models
 import rawfiles
@@ -113,3 +113,9 @@ def right(made: Checkpoint, target: Path) -> bool:
 def rank_file(target: Path, rank: int) -> Path:
     """The file of a rank of a target, by the usual prefix."""
     return target / f"rank_{rank}" / f"checkpoint_{rank}.ckpt"
+
+
+def parameters_of(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the parameters of a manifest by name, each with the fields of its kind."""
+    table = manifest["parameters"]
+    return {record["name"]: table["kinds"][record["kind"]] | record for record in table["records"]}

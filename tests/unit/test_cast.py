@@ -224,7 +224,7 @@ def test_the_manifest_and_notes_name_what_is_lost(single: str, tmp_path: Path, c
         "note: casts made finite elements infinite, as they are too large for the new type: adam.m (1), net.w (2)",
     ]
     document = json.loads((tmp_path / "t" / "reshard-manifest.json").read_text())
-    types = {p["name"]: (p["dtype"], p["sourceDtype"]) for p in document["parameters"]}
+    types = {name: (p["dtype"], p["sourceDtype"]) for name, p in disk.parameters_of(document).items()}
     assert types == {
         "net.w": ("Float16", "Float64"),
         "net.h": ("Float16", None),
@@ -260,7 +260,7 @@ def test_the_first_matching_rule_applies_to_names_in_the_source(single: str) -> 
 def lost(target: Path) -> dict[str, tuple[int | None, int | None]]:
     """The changes of casts that a manifest states for each parameter."""
     document = json.loads((target / "reshard-manifest.json").read_text())
-    return {p["name"]: (p["rounded"], p["overflowed"]) for p in document["parameters"]}
+    return {name: (p.get("rounded"), p.get("overflowed")) for name, p in disk.parameters_of(document).items()}
 
 
 def counted(model: models.Model, to: str) -> dict[str, tuple[int | None, int | None]]:
@@ -370,7 +370,7 @@ def test_every_output_casts(tmp_path: Path, output: str) -> None:
     arguments += ["--stages", "1"] if output == "stage" else []
     assert main(["transform", *arguments]) == 0
     document = json.loads((target / "reshard-manifest.json").read_text())
-    assert {p["name"]: p["dtype"] for p in document["parameters"]} == {
+    assert {name: p["dtype"] for name, p in disk.parameters_of(document).items()} == {
         "w": "Float16",
         "m": "BFloat16",
         "b": "Int8",

@@ -17,7 +17,7 @@ import pytest
 from language_models import names, tensors, write_dcp, write_mindspore
 from pages import PAGES, ROOT, blocks
 
-from reshard.checkpoint.manifest import FileRecord, Manifest, ParameterRecord, StageRecord
+from reshard.checkpoint.manifest import FileRecord, KindRecord, Manifest, ParameterRecord, ParameterTable, StageRecord
 from reshard.cli import main
 from reshard.engine.memory import memory_bytes
 from reshard.layout import Layout
@@ -173,7 +173,7 @@ def test_the_picture_is_the_output_of_its_command(tmp_path: Path, monkeypatch: p
 
 def test_every_field_of_the_manifest_is_described() -> None:
     page = (ROOT / "docs" / "manifest.md").read_text()
-    for kind in (Manifest, FileRecord, ParameterRecord, StageRecord):
+    for kind in (Manifest, FileRecord, ParameterTable, ParameterRecord, KindRecord, StageRecord):
         for field in msgspec.structs.fields(kind):
             assert f"`{field.encode_name}`" in page
 

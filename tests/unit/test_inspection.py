@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from reshard.checkpoint.manifest import Manifest, decode
+from reshard.checkpoint.manifest import Manifest, ParameterTable, decode
 from reshard.cli import main
 from reshard.cli.inspection import ListedParameter, merge_numbered
 from reshard.errors import DataError
@@ -170,6 +170,15 @@ def test_slices_of_different_lengths_are_listed(tmp_path: Path, capsys: pytest.C
     assert re.findall(r"^w +Float32 +(\d)x2 +([\d-]+)", found, re.MULTILINE) == [("2", "0-2"), ("1", "3")]
 
 
+@pytest.mark.parametrize("kind", [1, -1])
+def test_a_parameter_of_a_kind_that_does_not_exist_is_refused(kind: int) -> None:
+    content = {"kinds": [{"dtype": "Int8", "shape": [], "role": "own", "source": None, "target": {}}], "records": []}
+    content["kinds"][0]["target"] = {"deviceMatrix": [1], "tensorMap": []}
+    decode(json.dumps(content | {"records": [{"name": "w", "kind": 0}]}).encode(), ParameterTable, "x")
+    with pytest.raises(DataError, match="DocumentInvalid: x: a parameter has a kind that does not exist"):
+        decode(json.dumps(content | {"records": [{"name": "w", "kind": kind}]}).encode(), ParameterTable, "x")
+
+
 @pytest.mark.parametrize(("ranks", "stage"), [(3, 0), (4, 2), (10**18, 0), (4, 10**18), (4, -1)])
 def test_a_manifest_that_contradicts_itself_is_refused(tmp_path: Path, ranks: int, stage: int) -> None:
     made = tmp_path / "out"
@@ -177,7 +186,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(tmp_path: Path, ranks: in
     sides = ["--source", pipeline / "src", "--source-strategy", pipeline / "src_strategy", "--target-strategy"]
     assert main(["transform", *map(str, sides), str(pipeline / "dst_strategy.ckpt"), "--target", str(made)]) == 0
     content = json.loads((made / "reshard-manifest.json").read_text())
-    content["targetRanks"], content["parameters"][0]["target"]["stages"] = ranks, [stage]
+    content["targetRanks"], content["parameters"]["kinds"][0]["target"]["stages"] = ranks, [stage]
     if (ranks, stage) == (4, 2):
         content["targetRanks"] = 8
     with pytest.raises(DataError, match="ManifestInvalid"):

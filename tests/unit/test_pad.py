@@ -121,7 +121,7 @@ def test_trimming_reverses_padding(checkpoint: disk.Checkpoint, tmp_path: Path) 
     longer = ["--pad", "w:0=50", "--pad", "w:1=30", "--pad", "b:0=30", "--verification", "full"]
     assert disk.run(checkpoint, tmp_path / "padded", *longer) == 0
     document = json.loads((tmp_path / "padded" / "reshard-manifest.json").read_text())
-    shapes = {p["name"]: (p["shape"], p["sourceShape"]) for p in document["parameters"]}
+    shapes = {name: (p["shape"], p["sourceShape"]) for name, p in disk.parameters_of(document).items()}
     assert shapes == {"w": ([50, 30], [48, 24]), "b": ([30], [24]), "m": ([48, 24], None), "step": ([], None)}
     assert document["options"]["pad"][0] == {"name": "w", "dimension": 0, "length": 50}
     padded = reshard.load(str(tmp_path / "padded"), str(checkpoint.target_strategy))

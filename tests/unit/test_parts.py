@@ -425,7 +425,7 @@ def test_parts_give_the_names_that_the_whole_has(made: Pipeline, target: Path, c
     one_stage_only = ["--rename", f"{first}=new.first", "--rename", f"{last}=new.last"]
     for stage in (0, 1):
         assert made.run(stage, target, *one_stage_only, whole=True) == 0
-    names = {parameter["name"] for parameter in manifest(target)["parameters"]}
+    names = disk.parameters_of(manifest(target)).keys()
     assert {"new.first", "new.last"} <= names
     assert not {first, last} & names
     clash = ["--rename", f"{first}=x", "--rename", f"{last}=x"]

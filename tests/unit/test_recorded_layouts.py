@@ -167,7 +167,7 @@ def test_a_source_in_an_object_store_is_identified_by_its_listing(
     request = Request("s3://bucket/in", str(tmp_path / "out"), None, str(made.source_strategy), Options())
     assert transform_checkpoint(request).bytes_written > 0
     assert transform_checkpoint(request).bytes_written == 0
-    edit(target, "parameters", 0, "shape", value=[48, 48])  # the listing of the files is the same
+    edit(target, "parameters", "kinds", 0, "shape", value=[48, 48])  # the listing of the files is the same
     server.put("bucket", f"in/{MANIFEST}", (target / MANIFEST).read_bytes())
     with pytest.raises(DataError, match="ManifestInvalid"):
         transform_checkpoint(request)
@@ -176,11 +176,11 @@ def test_a_source_in_an_object_store_is_identified_by_its_listing(
 @pytest.mark.parametrize(
     ("keys", "value", "told"),
     [
-        (("parameters", 0, "shape"), [48, 48], "but the manifest states [48, 48]"),
-        (("parameters", 0, "name"), "other", "but the manifest states no shape"),
-        (("parameters", 0, "target", "deviceMatrix"), [3, 2], "but the manifest states"),
-        (("parameters", 0, "target", "deviceMatrix"), [5], "do not match its ranks"),
-        (("parameters", 0, "target", "stages"), [1], "do not match its ranks"),
+        (("parameters", "kinds", 0, "shape"), [48, 48], "but the manifest states [48, 48]"),
+        (("parameters", "records", 0, "name"), "other", "but the manifest states no shape"),
+        (("parameters", "kinds", 0, "target", "deviceMatrix"), [3, 2], "but the manifest states"),
+        (("parameters", "kinds", 0, "target", "deviceMatrix"), [5], "do not match its ranks"),
+        (("parameters", "kinds", 0, "target", "stages"), [1], "do not match its ranks"),
         (("targetRanks",), 7, "do not match its ranks"),
     ],
 )
@@ -243,7 +243,7 @@ def test_every_command_refuses_a_strategy_that_contradicts_the_manifest(
 
 
 def test_every_command_refuses_a_manifest_that_contradicts_the_files(square: Path, refused: Callable[..., str]) -> None:
-    edit(square / "target", "parameters", 0, "shape", value=[16, 16])
+    edit(square / "target", "parameters", "kinds", 0, "shape", value=[16, 16])
     for words in commands(square, None):
         assert "the manifest states [16, 16]" in refused(65, "ManifestInvalid", *words)
         assert not (square / "out").exists()

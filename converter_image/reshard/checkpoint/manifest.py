@@ -5,7 +5,7 @@ Their schema is versioned. docs/manifest.md describes it for other programs.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -13,6 +13,9 @@ from reshard.checkpoint.inventory import CarriedFile, Keys
 from reshard.errors import DataError
 from reshard.spec.layout import LayoutDocument
 from reshard.spec.rules import RenameRule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MANIFEST_NAME = "reshard-manifest.json"
 INDEX_NAME = "reshard-index.json"
@@ -112,19 +115,35 @@ class LayoutRecord(_Document, frozen=True, omit_defaults=True):
     stages: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)] = (0,)
 
 
-class ParameterRecord(_Document, frozen=True):
-    """One parameter.
+class KindRecord(_Document, frozen=True):
+    """What parameters of the same type, shape and layouts have in common.
 
     Attributes:
-        name: name in the files.
         dtype: name of the type in MindSpore.
         shape: lengths of the whole tensor.
         role: "cut", "replicated", "kept" or "own".
         source: layout in the source. null means that each holder has the whole parameter.
         target: layout in the target.
-        source_name: name in the source, if it differs.
         source_dtype: type in the source, if it differs.
         source_shape: shape of the whole tensor in the source, if it differs.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    role: str
+    source: LayoutRecord | None
+    target: LayoutRecord
+    source_dtype: str | None = None
+    source_shape: tuple[int, ...] | None = None
+
+
+class ParameterRecord(_Document, frozen=True, omit_defaults=True):
+    """One parameter.
+
+    Attributes:
+        name: name in the files.
+        kind: position of its kind in `ParameterTable.kinds`.
+        source_name: name in the source, if it differs.
         keys: keys that lead to the value in nested dicts and lists, if the source states them.
         rounded: number of elements in all files whose value a cast has changed, including overflows. null if the parameter is not
             cast. If several records have a name, the first that is cast has the number of all.
@@ -132,14 +151,8 @@ class ParameterRecord(_Document, frozen=True):
     """
 
     name: str
-    dtype: str
-    shape: tuple[int, ...]
-    role: str
-    source: LayoutRecord | None
-    target: LayoutRecord
+    kind: int
     source_name: str | None = None
-    source_dtype: str | None = None
-    source_shape: tuple[int, ...] | None = None
     keys: Keys | None = None
     rounded: int | None = None
     overflowed: int | None = None
@@ -153,6 +166,26 @@ class ParameterRecord(_Document, frozen=True):
         """Return the parameter with these changes of casts."""
         rounded, overflowed = (None, None) if loss is None else (loss.rounded, loss.overflowed)
         return msgspec.structs.replace(self, rounded=rounded, overflowed=overflowed)
+
+
+class ParameterTable(_Document, frozen=True):
+    """Parameters. Large models have many parameters, but few kinds.
+
+    Attributes:
+        kinds: kinds of the parameters.
+        records: one record per parameter and layout.
+    """
+
+    kinds: tuple[KindRecord, ...] = ()
+    records: tuple[ParameterRecord, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not {record.kind for record in self.records} <= set(range(len(self.kinds))):
+            raise ValueError("a parameter has a kind that does not exist")
+
+    def __iter__(self) -> Iterator[tuple[ParameterRecord, KindRecord]]:
+        """Yield each parameter with its kind."""
+        return ((record, self.kinds[record.kind]) for record in self.records)
 
 
 class SourceRecord(_Document, frozen=True):
@@ -256,7 +289,7 @@ class Manifest(_Document, frozen=True):
     bytes_needed: int
     bytes_distinct: int
     files: tuple[FileRecord, ...]
-    parameters: tuple[ParameterRecord, ...]
+    parameters: ParameterTable
     source_only: tuple[str, ...] = ()
     target_only: tuple[str, ...] = ()
     not_in_files: tuple[str, ...] = ()

@@ -226,7 +226,7 @@ class Parameter(msgspec.Struct, frozen=True, gc=False):
         return self.kind.nbytes_at(rank)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Model:
     """The parameters of a transform, and decisions for all ranks.
 
@@ -273,7 +273,7 @@ class Model:
     same: bool = False
     unified: bool = False
 
-    @property
+    @cached_property
     def kinds(self) -> tuple[Kind, ...]:
         """Kinds of the parameters, each once, in the order of the first parameter of each."""
         return tuple(dict.fromkeys(p.kind for p in self.parameters))

@@ -13,9 +13,9 @@ from reshard.strategy import Strategy
 from reshard.strategy.file import check_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from reshard.checkpoint.manifest import LayoutRecord, Manifest, ParameterRecord
+    from reshard.checkpoint.manifest import LayoutRecord, Manifest, ParameterTable
     from reshard.plan import Model
 
 _MOST_STAGES = 1 << 16
@@ -38,14 +38,17 @@ def recorded_strategy(manifest: Manifest, where: str) -> Strategy | None:
     Raises:
         DataError: the manifest contradicts itself.
     """
-    named = [record for record in manifest.parameters if record.role == Role.CUT.value]
-    if manifest.options.get("targetRanks") is not None:
-        named = [record for record in named if any(record.target.tensor_map)]
-    if not named:
+    chunks = manifest.options.get("targetRanks") is not None
+    kinds = [
+        kind
+        for kind in manifest.parameters.kinds
+        if kind.role == Role.CUT.value and not (chunks and not any(kind.target.tensor_map))
+    ]
+    if not kinds:
         return None
-    devices = prod(named[0].target.device_matrix)
+    devices = prod(kinds[0].target.device_matrix)
     count, rest = divmod(manifest.target_ranks, max(devices, 1))
-    layouts = {record.target: layout_of(record.target) for record in named}
+    layouts = {kind.target: layout_of(kind.target) for kind in kinds}
     agree = all(layout.devices == devices for layout in layouts.values())
     if rest or not (agree and 1 <= count <= _MOST_STAGES and {s for each in layouts for s in each.stages} <= set(range(count))):
         raise DataError(
@@ -56,10 +59,12 @@ def recorded_strategy(manifest: Manifest, where: str) -> Strategy | None:
         )
     check_tables(set(layouts.values()), where)
     stages: tuple[dict[str, Layout], ...] = tuple({} for _ in range(count))
-    for record in named:
-        layout = layouts[record.target]
-        for stage in record.target.stages:
-            stages[stage][record.name] = (layout.evened(record.shape) or layout) if layout.uneven else layout
+    evened = {
+        kind: (layout.evened(kind.shape) or layout) if (layout := layouts[kind.target]).uneven else layout for kind in kinds
+    }
+    for record, kind in manifest.parameters:
+        for stage in kind.target.stages if kind in evened else ():
+            stages[stage][record.name] = evened[kind]
     return Strategy(stages, devices)
 
 
@@ -74,7 +79,7 @@ def refuse_other_shapes(manifest: Manifest, model: Model, where: str) -> None:
     Raises:
         DataError: a shape differs, or the manifest does not list a parameter.
     """
-    shapes = {record.name: record.shape for record in manifest.parameters}
+    shapes = {record.name: kind.shape for record, kind in manifest.parameters}
     for parameter in model.parameters:
         if (stated := shapes.get(parameter.source_name)) != parameter.shape:
             raise DataError(
@@ -91,13 +96,11 @@ def layout_of(record: LayoutRecord) -> Layout:
     return Layout(record.device_matrix, record.tensor_map, record.shard_step, record.shard_size, record.uneven)
 
 
-def refuse_other_cuts(
-    parameters: Sequence[ParameterRecord], source: Strategy | None, where: str, written_as: Mapping[int, int]
-) -> None:
+def refuse_other_cuts(parameters: ParameterTable, source: Strategy | None, where: str, written_as: Mapping[int, int]) -> None:
     """Refuse a strategy that assigns a rank another slice of a parameter than the one in the rank's file.
 
     Args:
-        parameters: records of the parameters in the manifest. Empty if the source has no manifest.
+        parameters: parameters in the manifest. Empty if the source has no manifest.
         source: source strategy. None means that each file holds whole parameters.
         where: source, for messages.
         written_as: rank in the manifest of each file that is read as another rank.
@@ -105,8 +108,8 @@ def refuse_other_cuts(
     Raises:
         DataError: the strategy differs.
     """
-    for record in parameters:
-        written, read = _written(record.target), _read(record, source)
+    for record, kind in parameters:
+        written, read = _written(kind.target), _read(record.name, kind.shape, source)
         if written_as:
             written = {rank: written[own] for rank, own in written_as.items() if own in written}
         rank = next((rank for rank, cell in written.items() if read.get(rank, cell) != cell), None)
@@ -136,16 +139,16 @@ def _cells(layout: Layout, stages: tuple[int, ...]) -> _Cells:
     return {stage * layout.devices + i: (layout.parts, cell) for stage in stages for i, cell in enumerate(layout.cells)}
 
 
-def _read(record: ParameterRecord, source: Strategy | None) -> _Cells:
+def _read(name: str, shape: tuple[int, ...], source: Strategy | None) -> _Cells:
     """Return the slice that a strategy assigns to each rank. Parameters that no strategy names are whole."""
-    ndim = len(record.shape)
+    ndim = len(shape)
     if source is None:
         return _cells(Layout.whole(ndim), (0,))
     stages = range(source.first, source.first + len(source.stages))
-    named = [stage for stage in stages if record.name in source.stages[stage - source.first]]
+    named = [stage for stage in stages if name in source.stages[stage - source.first]]
     if not named:
         return _cells(Layout.whole(ndim, source.devices), tuple(stages))
     found: _Cells = {}
     for stage in named:
-        found |= _cells(source.layout(stage, record.name, record.shape, sliced=False), (stage,))
+        found |= _cells(source.layout(stage, name, shape, sliced=False), (stage,))
     return found

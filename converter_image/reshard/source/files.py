@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from reshard.checkpoint.manifest import ParameterTable
 from reshard.errors import DataError, RequestError
 from reshard.spec.ranks import format_ranks
 from reshard.storage import open_store, parent_and_name
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from reshard.checkpoint.inventory import Kind
-    from reshard.checkpoint.manifest import Manifest, ParameterRecord
+    from reshard.checkpoint.manifest import Manifest
     from reshard.source.boxed import Boxed
     from reshard.source.selection import Selection
     from reshard.spec.layout import LayoutDocument
@@ -60,7 +61,7 @@ class Files(NamedTuple):
     step: tuple[int, int] | None = None
     older: tuple[Selection, ...] = ()
     described: bool = False
-    parameters: tuple[ParameterRecord, ...] = ()
+    parameters: ParameterTable = ParameterTable()
     total: int = 0
     written_as: Mapping[int, int] = {}
     some: bool = False

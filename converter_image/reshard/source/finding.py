@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from reshard.checkpoint.manifest import ParameterTable
 from reshard.checkpoint.unified import MAP_NAME, choose_map, files_of, is_hyper, is_map, is_part, read_map, single_file_of
 from reshard.errors import MissingInputError, RequestError
 from reshard.formats.registry import detect
@@ -191,7 +192,7 @@ def _ranks_in(manifest: Manifest) -> dict[str, Any]:
     output = output_of(manifest.options)
     if output.whole:
         return {}
-    parameters = () if output.one_stage or output.each_file else manifest.parameters
+    parameters = ParameterTable() if output.one_stage or output.each_file else manifest.parameters
     layout = None if output.one_stage or output.each_file else manifest.layout
     return {"parameters": parameters, "total": manifest.target_ranks, "some": manifest.source.some, "layout": layout}
 
@@ -215,7 +216,7 @@ def _described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat], ra
         return Files(paths, kind="Unified", described=True, own=own, may_be_slices=slices)
     wanted = {rank: path for rank, path in paths.items() if ranks is None or rank in ranks}
     found = Files(wanted, ranks=_count(paths), described=True, own=own, may_be_slices=slices)._replace(**_ranks_in(manifest))
-    return found._replace(manifest=manifest) if found.parameters and found.total > 1 else found
+    return found._replace(manifest=manifest) if found.parameters.records and found.total > 1 else found
 
 
 def _mapped(store: ReadStore, map_name: str, names: Sequence[str], *, folders: bool, chosen: bool) -> Files:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from reshard.checkpoint.manifest import Loss, Manifest, SourceRecord
+from reshard.checkpoint.manifest import Loss, Manifest, ParameterTable, SourceRecord
 from reshard.errors import MissingInputError, RequestError, listed
 from reshard.spec.ranks import format_ranks, parse_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from reshard.checkpoint.manifest import FileRecord, ParameterRecord, StageRecord
+    from reshard.checkpoint.manifest import FileRecord, KindRecord, ParameterRecord, StageRecord
     from reshard.spec.rules import RenameRule
 
 
@@ -53,15 +53,17 @@ def final_notes(manifest: Manifest) -> tuple[str, ...]:
 def losses_of(manifest: Manifest) -> dict[str, Loss]:
     """Return the changes of the parameters of which casts have changed elements, by name, in order of names."""
     found: dict[str, Loss] = {}
-    for parameter in manifest.parameters:
+    for parameter in manifest.parameters.records:
         if (loss := parameter.loss) is not None and loss.rounded:
             found[parameter.name] = found.get(parameter.name, Loss()).plus(loss)
     return dict(sorted(found.items()))
 
 
-def with_losses(parameters: Iterable[ParameterRecord], losses: Mapping[str, Loss]) -> tuple[ParameterRecord, ...]:
+def with_losses(parameters: ParameterTable, losses: Mapping[str, Loss]) -> ParameterTable:
     """Return parameters with further changes of casts, by name."""
     left = dict(losses)
+    if not left:
+        return parameters
 
     def changed(parameter: ParameterRecord) -> ParameterRecord:
         loss = parameter.loss
@@ -69,7 +71,7 @@ def with_losses(parameters: Iterable[ParameterRecord], losses: Mapping[str, Loss
             return parameter
         return parameter.with_loss(loss.plus(left.pop(parameter.name)))
 
-    return tuple(map(changed, parameters))
+    return ParameterTable(parameters.kinds, tuple(map(changed, parameters.records)))
 
 
 def unite(manifests: Sequence[Manifest]) -> Manifest:
@@ -135,21 +137,24 @@ def unite(manifests: Sequence[Manifest]) -> Manifest:
     return with_files(united, [record for manifest in manifests for record in manifest.files])
 
 
-def _parameters(manifests: Sequence[Manifest]) -> tuple[ParameterRecord, ...]:
+def _parameters(manifests: Sequence[Manifest]) -> ParameterTable:
     """Return the parameters of all stages. Equal parameters of several stages are one, with the changes of casts in all."""
+    kinds: dict[KindRecord, int] = {}
     found: dict[ParameterRecord, Loss | None] = {}
-    for parameter in (parameter for manifest in manifests for parameter in manifest.parameters):
-        loss, plain = parameter.loss, parameter if parameter.loss is None else parameter.with_loss(None)
+    for parameter, kind in (pair for manifest in manifests for pair in manifest.parameters):
+        number = kinds.setdefault(kind, len(kinds))
+        loss, plain = parameter.loss, msgspec.structs.replace(parameter, kind=number, rounded=None, overflowed=None)
         before = found.setdefault(plain, None)
         if loss is not None:
             found[plain] = (before or Loss()).plus(loss)
-    return tuple(parameter if loss is None else parameter.with_loss(loss) for parameter, loss in found.items())
+    records = (parameter if loss is None else parameter.with_loss(loss) for parameter, loss in found.items())
+    return ParameterTable(tuple(kinds), tuple(records))
 
 
 def _origins(manifests: Sequence[Manifest]) -> dict[str, str]:
     """Return the source name of each parameter."""
     found: dict[str, str] = {}
-    for parameter in (parameter for manifest in manifests for parameter in manifest.parameters):
+    for parameter in (parameter for manifest in manifests for parameter in manifest.parameters.records):
         origin = parameter.source_name or parameter.name
         if (other := found.setdefault(parameter.name, origin)) != origin:
             raise RequestError(

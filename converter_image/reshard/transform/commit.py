@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from reshard.checkpoint.manifest import INDEX_NAME, FileRecord, IndexRecord, Manifest
+from reshard.checkpoint.manifest import INDEX_NAME, FileRecord, IndexRecord, Manifest, ParameterTable
 from reshard.errors import MissingInputError, RequestError
 from reshard.parallel import parallel
 from reshard.plan import Role
@@ -23,13 +23,12 @@ from reshard.target.lock import serialized
 from reshard.target.parts import all_there, unite, with_files, with_losses
 from reshard.target.snapshot import TaskRecord
 from reshard.telemetry import durations, phase
-from reshard.transform.consistency import check_stages
+from reshard.transform.consistency import SharedParameter, check_stages
 from reshard.transform.documents import documents_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from reshard.checkpoint.manifest import ParameterRecord
     from reshard.engine.task import Task
     from reshard.progress import Cancellation
     from reshard.target.folder import TargetFolder
@@ -107,7 +106,7 @@ def _with_losses(
     draft: Manifest,
     files: Sequence[FileRecord],
     cancellation: Cancellation,
-) -> tuple[ParameterRecord, ...]:
+) -> ParameterTable:
     """Return the parameters with the numbers of elements that casts have changed in files.
 
     Equal tasks make equal changes, so a file that was written again adds nothing to the numbers of the manifest that the task
@@ -126,9 +125,8 @@ def _with_losses(
     if known is not None and before <= {record.rank for record in files}:
         parameters, files = known.parameters, [record for record in files if record.rank not in before]
     elif not {record.rank for record in files if record.rounded} <= state.recorded_ranks():
-        return tuple(
-            parameter.with_loss(None) for parameter in parameters
-        )  # the numbers of ranks that are left out are not known
+        # The numbers of ranks that are left out are not known.
+        return ParameterTable(parameters.kinds, tuple(parameter.with_loss(None) for parameter in parameters.records))
     return with_losses(parameters, state.losses((record.rank for record in files if record.rounded), cancellation.check))
 
 
@@ -328,9 +326,14 @@ def _inconsistent(
         DataError: the request does not accept the difference.
     """
     manifests = [manifest for _, manifest in parts]
-    count = Counter(name for manifest in manifests for name in {parameter.name for parameter in manifest.parameters})
-    shared = {p.name: p for manifest in manifests for p in manifest.parameters if count[p.name] > 1}
-    cut = {name: p for name, p in shared.items() if p.role == Role.CUT.value}
+    count = Counter(name for manifest in manifests for name in {parameter.name for parameter in manifest.parameters.records})
+    shared = {
+        p.name: SharedParameter(p.source_name or p.name, kind.role == Role.CUT.value)
+        for manifest in manifests
+        for p, kind in manifest.parameters
+        if count[p.name] > 1
+    }
+    cut = {name: found for name, found in shared.items() if found.named}
     paths: dict[int, dict[int, str]] = defaultdict(dict)
     for document, manifest in parts if shared else ():
         files = [record for record in manifest.files if only is None or record.rank in only]
@@ -344,10 +347,10 @@ def _inconsistent(
         if lowest == compared[0][0]:
             compared[0] = (lowest, shared)
         else:
-            compared.append((lowest, {name: p for name, p in shared.items() if name not in cut}))
+            compared.append((lowest, {name: found for name, found in shared.items() if name not in cut}))
     store = CancellableStore(target.store, cancellation.check)
 
-    def compare(each: tuple[dict[int, str], dict[str, ParameterRecord]]) -> frozenset[str]:
+    def compare(each: tuple[dict[int, str], dict[str, SharedParameter]]) -> frozenset[str]:
         files, names = each
         inventory = read_inventory(store, Files(files), workers=1)
         return check_stages(store, inventory, names, manifests[0].options)

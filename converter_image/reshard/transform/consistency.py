@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from math import prod
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reshard.checkpoint.arrays import array_of
 from reshard.checkpoint.dtypes import STRING
 from reshard.checkpoint.unified import HYPER_NAME
 from reshard.errors import DataError, MissingInputError, listed
 from reshard.layout.box import Box
-from reshard.plan import Role
 from reshard.plan.copies import Block, Copies, most_blocks, spread
 from reshard.plan.rules import NamePattern
 from reshard.source.copies import FileSet, Piece
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from reshard.checkpoint.inventory import Inventory
-    from reshard.checkpoint.manifest import ParameterRecord
     from reshard.plan import Model, Parameter
     from reshard.plan.copies import Blocks
     from reshard.progress import Progress
@@ -122,8 +120,15 @@ def refuse_possible_slices(model: Model, settled: Collection[str], options: Opti
         )
 
 
+class SharedParameter(NamedTuple):
+    """A parameter that several pipeline stages hold: its name in the source, and whether strategies name it."""
+
+    source_name: str
+    named: bool
+
+
 def check_stages(
-    store: ReadStore, inventory: Inventory, shared: Mapping[str, ParameterRecord], options: Mapping[str, Any]
+    store: ReadStore, inventory: Inventory, shared: Mapping[str, SharedParameter], options: Mapping[str, Any]
 ) -> frozenset[str]:
     """Compare the parameters that the files of several stages of a checkpoint hold for one target rank.
 
@@ -158,7 +163,7 @@ def check_stages(
         differing[difference.name].append(difference)
     patterns = [NamePattern(pattern) for pattern in options["allowInconsistent"]]
     for name, found in differing.items():
-        source_name, named = shared[name].source_name or name, shared[name].role == Role.CUT.value
+        source_name, named = shared[name]
         if options["replicas"] == "LowestRank" if named else any(pattern.matches(source_name) for pattern in patterns):
             continue
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,9 +21,9 @@ from reshard.storage.digest import ContentDigest
 from reshard.strategy import StrategyFile, dump
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
-    from reshard.checkpoint.manifest import LayoutRecord, Manifest, ParameterRecord
+    from reshard.checkpoint.manifest import KindRecord, Manifest
     from reshard.storage.protocol import ReadStore, Stat
 
 
@@ -129,28 +128,28 @@ def _documents_of_format(manifest: Manifest) -> dict[str, bytes]:
 def _map(manifest: Manifest) -> bytes:
     """Return MindSpore's index of a unified checkpoint, without the file of parameters that no strategy names."""
     files = {record.rank: record.path for record in manifest.files if record.path != HYPER_NAME}
-    shown = [p for p in manifest.parameters if p.target.stages[0] in files]
-    _check_types(shown)
-    nbytes = sum(prod(p.shape) * DTYPES[p.dtype].itemsize for p in shown)
-    return map_of({p.name: files[p.target.stages[0]] for p in shown}, nbytes)
+    _check_types(manifest)
+    shown = [(record.name, kind) for record, kind in manifest.parameters if kind.target.stages[0] in files]
+    nbytes = sum(prod(kind.shape) * DTYPES[kind.dtype].itemsize for _, kind in shown)
+    return map_of({name: files[kind.target.stages[0]] for name, kind in shown}, nbytes)
 
 
-def _check_types(parameters: Iterable[ParameterRecord]) -> None:
-    if unknown := next((p for p in parameters if p.dtype not in DTYPES), None):
+def _check_types(manifest: Manifest) -> None:
+    if unknown := next(((record, kind) for record, kind in manifest.parameters if kind.dtype not in DTYPES), None):
         raise DataError(
             "UnknownType",
-            f"the type {unknown.dtype[:32]!r} is unknown",
-            where=f"parameter {unknown.name}",
+            f"the type {unknown[1].dtype[:32]!r} is unknown",
+            where=f"parameter {unknown[0].name}",
             fix="use the version of reshard that wrote it",
         )
 
 
 def _planner_of(manifest: Manifest) -> Planner:
     """Return a planner that knows which rank holds which slices, and nothing of the source."""
-    _check_types(manifest.parameters)
+    _check_types(manifest)
     unified = output_of(manifest.options).whole
-    kind = cache(_kind)
-    parameters = tuple(Parameter(p.name, p.name, kind(p.dtype, p.shape, p.role, p.target)) for p in manifest.parameters)
+    kinds = [_kind(kind) for kind in manifest.parameters.kinds]
+    parameters = tuple(Parameter(p.name, p.name, kinds[p.kind]) for p in manifest.parameters.records)
     devices = 1 if unified or not parameters else parameters[0].target.devices
     stages, rest = divmod(manifest.target_ranks, devices)
     inside = all(p.target.devices == devices and max(p.target_stages) < stages for p in parameters)
@@ -161,11 +160,11 @@ def _planner_of(manifest: Manifest) -> Planner:
             where=MANIFEST_NAME,
             fix="restore the file",
         )
-    keys = {record.name: record.keys for record in manifest.parameters if record.keys}
+    keys = {record.name: record.keys for record in manifest.parameters.records if record.keys}
     model = Model(Inventory((), (), keys=keys), 1, 1, devices, stages, parameters, unified=unified)
     return Planner(model, once=requested_output(manifest.options, manifest.source.format).once)
 
 
-def _kind(dtype: str, shape: tuple[int, ...], role: str, target: LayoutRecord) -> Kind:
-    known = next((each for each in Role if each.value == role), Role.CUT)
-    return Kind(dtype, shape, known, None, (), layout_of(target), target.stages, ())
+def _kind(record: KindRecord) -> Kind:
+    role = next((each for each in Role if each.value == record.role), Role.CUT)
+    return Kind(record.dtype, record.shape, role, None, (), layout_of(record.target), record.target.stages, ())

@@ -5,7 +5,16 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from reshard.checkpoint.manifest import SCHEMA, LayoutRecord, Manifest, ParameterRecord, SourceRecord, StageRecord
+from reshard.checkpoint.manifest import (
+    SCHEMA,
+    KindRecord,
+    LayoutRecord,
+    Manifest,
+    ParameterRecord,
+    ParameterTable,
+    SourceRecord,
+    StageRecord,
+)
 from reshard.engine.task import keys_of
 from reshard.plan import bytes_needed, unapplied, unmatched_patterns
 from reshard.spec.ranks import format_ranks
@@ -15,10 +24,9 @@ from reshard.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from reshard.checkpoint.inventory import Keys
     from reshard.engine.task import Task
     from reshard.layout import Layout
-    from reshard.plan import Parameter
+    from reshard.plan import Kind, Model
 
 
 def draft_manifest(task: Task, durations: Mapping[str, float]) -> Manifest:
@@ -53,7 +61,7 @@ def draft_manifest(task: Task, durations: Mapping[str, float]) -> Manifest:
         bytes_needed=needed.total,
         bytes_distinct=needed.distinct,
         files=(),
-        parameters=tuple(_parameter(parameter, keys_of(model, parameter)) for parameter in model.parameters),
+        parameters=_parameters(model),
         source_only=model.source_only,
         target_only=model.target_only,
         not_in_files=model.not_in_files,
@@ -85,23 +93,37 @@ def _stage(task: Task, stage: int, source: SourceRecord) -> StageRecord:
     )
 
 
-def _parameter(parameter: Parameter, keys: Keys) -> ParameterRecord:
+def _parameters(model: Model) -> ParameterTable:
+    numbers = {kind: number for number, kind in enumerate(model.kinds)}
+    changed = {kind: None if kind.cast is None else 0 for kind in numbers}
+    return ParameterTable(
+        tuple(map(_kind, numbers)),
+        tuple(
+            ParameterRecord(
+                p.name,
+                numbers[p.kind],
+                p.source_name if p.source_name != p.name else None,
+                keys_of(model, p) or None,
+                changed[p.kind],
+                changed[p.kind],
+            )
+            for p in model.parameters
+        ),
+    )
+
+
+def _kind(kind: Kind) -> KindRecord:
     source = None
-    if parameter.source is not None and prod(parameter.source.device_matrix) > 1:
-        source = _layout(parameter.source, parameter.source_stages)
-    return ParameterRecord(
-        name=parameter.name,
-        dtype=parameter.target_dtype,
-        shape=parameter.target_shape,
-        role=parameter.role.value,
+    if kind.source is not None and prod(kind.source.device_matrix) > 1:
+        source = _layout(kind.source, kind.source_stages)
+    return KindRecord(
+        dtype=kind.target_dtype,
+        shape=kind.target_shape,
+        role=kind.role.value,
         source=source,
-        target=_layout(parameter.target, parameter.target_stages),
-        source_name=parameter.source_name if parameter.source_name != parameter.name else None,
-        source_dtype=None if parameter.cast is None else parameter.dtype,
-        source_shape=None if parameter.new_shape is None else parameter.shape,
-        keys=keys or None,
-        rounded=None if parameter.cast is None else 0,
-        overflowed=None if parameter.cast is None else 0,
+        target=_layout(kind.target, kind.target_stages),
+        source_dtype=None if kind.cast is None else kind.dtype,
+        source_shape=None if kind.new_shape is None else kind.shape,
     )
 
 

@@ -319,7 +319,7 @@ def _nothing_to_do(found: Complete, progress: Progress, measured: Phase, meter: 
     return Result(
         source_ranks=manifest.source.ranks,
         target_ranks=manifest.target_ranks,
-        parameters=len({p.name for p in manifest.parameters}),
+        parameters=len({p.name for p in manifest.parameters.records}),
         bytes_needed=0,
         bytes_distinct=0,
         bytes_fetched=0,
