@@ -68,6 +68,11 @@ def test_a_part_that_was_written_at_once_needs_no_thread(threads: int) -> None:
     found: list[bytes] = []
     emit_all(lambda part: found.append(bytes(part)), [b"a", b"b", b"c"], threads)
     assert found == [b"a", b"b", b"c"]
+    with emitting(lambda _: None, SIZE, threads) as output:
+        buffer = output.buffer
+        output.emit(0, SIZE)
+        output.exchange()
+        assert output.buffer is buffer
 
 
 def test_the_next_part_is_emitted_while_a_part_is_written() -> None:

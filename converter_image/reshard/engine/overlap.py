@@ -90,7 +90,9 @@ class _ThreadedOutput(Output):
             self._writes.append(write)
 
     def exchange(self) -> None:
-        """See `Output.exchange`."""
+        """See `Output.exchange`. If all parts were written when they were emitted, the buffer remains."""
+        if not self._writes:
+            return
         self._full.put((self.buffer, self._writes))
         self.buffer, self._writes = self._free.get(), []
 

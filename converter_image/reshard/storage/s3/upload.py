@@ -6,7 +6,6 @@ import contextlib
 import threading
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import partial
 from mmap import mmap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from botocore.client import BaseClient
 
-    from reshard.storage.protocol import Reader, Write
+    from reshard.storage.protocol import Reader
     from reshard.storage.s3.checksums import Checksums
     from reshard.storage.traffic import Meter
 
@@ -129,9 +128,9 @@ class S3Writer:
         """See `Writer.any_order`."""
         return False
 
-    def write_later(self, data: memoryview) -> Write:
-        """See `Writer.write_later`."""
-        return partial(self.write, data)
+    def write_later(self, data: memoryview) -> None:
+        """See `Writer.write_later`. Another thread would not save time, because this only copies the bytes."""
+        self.write(data)
 
     def copy(self, reader: Reader, offset: int, length: int, meter: Meter) -> None:
         """See `Writer.copy`."""
