@@ -69,9 +69,11 @@ def kind(field: dict[str, Any]) -> str:
     """Describe the type of a JSON Schema field."""
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"] if value)
+    limits = [f"{name} {field[key]}" for key, name in (("minimum", "at least"), ("maximum", "at most")) if key in field]
+    if "x-kubernetes-int-or-string" in field:  # a number, or the only word that the pattern allows
+        return ", ".join(["integer", *limits, f"or `{field['pattern'].strip('^$')}`"])
     if "type" not in field:
         return "any"
-    limits = [f"{name} {field[key]}" for key, name in (("minimum", "at least"), ("maximum", "at most")) if key in field]
     types = [field["type"]] if isinstance(field["type"], str) else field["type"]
     named = (f"list of {field['items'].get('type', 'value')}s" if each == "array" else each for each in types)
     return ", ".join([" or ".join(named), *limits])

@@ -122,7 +122,8 @@ def _essence(value: object) -> object:
 
 def plan_job(transform: Transform, config: Config, run: int = 1) -> Object:
     """Return the Job that validates the request and writes the plan."""
-    return _job(transform, config, "plan", {}, memory_bytes=_PLAN_BYTES, run=run)
+    variables = {"RESHARD_PARALLELISM": str(_spec(transform).execution.parallelism)}
+    return _job(transform, config, "plan", variables, memory_bytes=_PLAN_BYTES, run=run)
 
 
 def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Object:

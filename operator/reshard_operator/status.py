@@ -109,6 +109,7 @@ def plan_details(planned: PlanMessage, spec: TransformSpec) -> Object:
             "parameters": planned.parameters,
             "bytesNeeded": planned.bytes_needed,
             "bytesDistinct": planned.bytes_distinct,
+            "bytesFetched": planned.bytes_fetched,
             "pods": planned.grouping.groups(total),
             "grouping": msgspec.to_builtins(planned.grouping),
             "memoryBytes": planned.memory_bytes,

@@ -15,7 +15,7 @@ MANIFEST = "reshard-manifest.json"
 
 
 def test_a_transform_deleted_while_running_can_be_created_again(stage: Stage) -> None:
-    stage.create("again", stage.spec(execution={"parallelism": 1}))
+    stage.create("again", stage.spec(execution={"parallelism": 1, "ranksPerPod": 1}))
     stage.wait("again", lambda s: s.get("phase") == "Resharding")
     stage.delete("again")
     stage.create("again", stage.spec())
@@ -26,7 +26,7 @@ def test_a_transform_deleted_while_running_can_be_created_again(stage: Stage) ->
 
 def underway(stage: Stage, name: str) -> None:
     """Create a transform, and wait until one rank is written and others are not."""
-    stage.create(name, stage.spec(execution={"parallelism": 1}))
+    stage.create(name, stage.spec(execution={"parallelism": 1, "ranksPerPod": 1}))
     stage.wait(name, lambda s: s.get("ranks", {}).get("succeeded"))
 
 

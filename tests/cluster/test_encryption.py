@@ -122,7 +122,11 @@ def test_a_wrong_key_fails_before_anything_is_written_until_the_secret_has_the_r
 def test_keys_changed_during_a_run_are_detected_and_partial_output_shows_none(stage: Stage, tmp_path: Path) -> None:
     encrypt(stage, "AES-GCM")
     stage.secret("keys", KEYS)
-    spec = stage.spec(source={"decryption": key("AES-GCM")}, target={"encryption": key("AES-CBC")}, execution={"parallelism": 1})
+    spec = stage.spec(
+        source={"decryption": key("AES-GCM")},
+        target={"encryption": key("AES-CBC")},
+        execution={"parallelism": 1, "ranksPerPod": 1},
+    )
     stage.create("changed", spec)
     wait_for(lambda: list(stage.results.glob("out/.reshard/*/records/*")))  # the status reports it later, perhaps too late
     stage.change("changed", {"suspend": True})

@@ -31,7 +31,7 @@ def test_applying_again_changes_nothing_in_any_phase(stage: Stage, tmp_path: Pat
         stage.kubectl("apply", *server_side, "--filename", str(path))
         assert stage.custom.get_namespaced_custom_object(*stage.where, "watched")["metadata"]["generation"] == before
 
-    one = {"parallelism": 1}
+    one = {"parallelism": 1, "ranksPerPod": 1}
     write(suspend=True, execution=one)
     stage.kubectl("apply", *server_side, "--filename", str(path))
     stage.wait("watched", lambda s: s.get("phase") == "Suspended")

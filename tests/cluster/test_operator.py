@@ -30,7 +30,7 @@ def test_a_dry_run_writes_nothing(stage: Stage) -> None:
 
 
 def test_suspended_before_and_while_ranks_are_written(stage: Stage) -> None:
-    stage.create("pause", stage.spec(suspend=True))
+    stage.create("pause", stage.spec(suspend=True, execution={"ranksPerPod": 1}))
     stage.wait("pause", lambda s: s.get("phase") == "Suspended")
     assert stage.jobs() == {}
     stage.change("pause", {"suspend": False, "execution": {"parallelism": 1}})
@@ -45,7 +45,7 @@ def test_suspended_before_and_while_ranks_are_written(stage: Stage) -> None:
 
 def test_two_resources_with_one_target(stage: Stage) -> None:
     """The second waits, and is then refused, because its result would differ."""
-    stage.create("one", stage.spec(execution={"parallelism": 1}))
+    stage.create("one", stage.spec(execution={"parallelism": 1, "ranksPerPod": 1}))
     stage.wait("one", lambda s: s.get("phase") == "Resharding")
     stage.create("two", stage.spec(target=stage.spec()["target"] | {"format": "Safetensors"}))
     stage.wait("two", lambda s: s.get("phase"))

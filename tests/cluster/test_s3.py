@@ -93,7 +93,7 @@ def test_keys_changed_during_a_run_are_used(stage: Stage, server: s3_server.Serv
     keys(stage, "keys", "old", "old-secret")
     source = {"persistentVolumeClaim": {"claimName": "checkpoints", "path": "src"}}
     target = place(server, server.bucket(), "out", "keys")
-    stage.create("rotated", sides(source, "source.ckpt", target, "target.ckpt", execution={"parallelism": 1}))
+    stage.create("rotated", sides(source, "source.ckpt", target, "target.ckpt", execution={"parallelism": 1, "ranksPerPod": 1}))
     stage.wait("rotated", lambda s: s.get("ranks", {}).get("succeeded"))
     keys(stage, "keys", "new", "new-secret")
     before = {pod.metadata.name for pod in stage.pods("ranks")}
@@ -110,7 +110,14 @@ def test_a_killed_pod_leaves_no_upload(stage: Stage, server: s3_server.Server, t
     target = place(server, bucket, "out", "keys")
     stage.create(
         "killed",
-        sides(source, "large/source.ckpt", target, "large/target.ckpt", execution={"parallelism": 1}, verification="None"),
+        sides(
+            source,
+            "large/source.ckpt",
+            target,
+            "large/target.ckpt",
+            execution={"parallelism": 1, "ranksPerPod": 1},
+            verification="None",
+        ),
     )
     stage.wait("killed", lambda s: s.get("phase") == "Resharding")
     wait_for(lambda: server.uploads(bucket))

@@ -87,7 +87,8 @@ def test_a_killed_pod_does_not_repeat_finished_ranks(stage: Stage, tmp_path: Pat
         there = bucket(stage, server)
         server.upload(there["s3"]["bucket"], tmp_path / "large", "model")
         target = {"storage": claim("results", "out"), "format": "TorchDcp", "ranks": RANKS}
-        spec = {"source": {"storage": there, "format": "torch-dcp"}, "target": target, "execution": {"parallelism": 1}}
+        execution = {"parallelism": 1, "ranksPerPod": 1}
+        spec = {"source": {"storage": there, "format": "torch-dcp"}, "target": target, "execution": execution}
         stage.create("killed", spec)
         stage.wait("killed", lambda status: status.get("ranks", {}).get("succeeded"))
         finished = {path.name: path.stat().st_mtime_ns for path in stage.results.rglob("*.distcp")}

@@ -40,7 +40,7 @@ def test_a_corrupt_source_fails_at_once_and_the_next_attempt_after_its_repair(st
 def test_a_source_rank_damaged_during_a_run_fails_the_ranks_that_need_it_once(stage: Stage) -> None:
     path = next((stage.made.source / "rank_3").iterdir())
     good = path.read_bytes()
-    stage.create("damaged", stage.spec(execution={"parallelism": 1}))
+    stage.create("damaged", stage.spec(execution={"parallelism": 1, "ranksPerPod": 1}))
     wait_for(lambda: list(stage.results.glob("out/.reshard/*/records/*")))  # the status reports it later, perhaps too late
     path.write_bytes(bytes(len(good)))
     status = stage.ended("damaged", "Failed")

@@ -49,7 +49,7 @@ def stopped(process: int) -> Iterator[None]:
 
 def begun(stage: Stage, name: str) -> None:
     """Create a transform, and wait until one rank is written and others are not."""
-    stage.create(name, stage.spec(execution={"parallelism": 1}))
+    stage.create(name, stage.spec(execution={"parallelism": 1, "ranksPerPod": 1}))
     stage.wait(name, lambda s: s.get("ranks", {}).get("succeeded"), _PATIENCE)
 
 
@@ -117,7 +117,7 @@ def test_the_second_replica_continues_when_the_first_is_killed(stage: Stage) -> 
 
 
 def test_a_lost_node_is_named_and_its_pods_continue_when_it_returns(stage: Stage) -> None:
-    stage.create("lost", stage.spec(execution={"parallelism": 1}))
+    stage.create("lost", stage.spec(execution={"parallelism": 1, "ranksPerPod": 1}))
     wait_for(lambda: any(pod.status.phase == "Running" for pod in stage.pods("ranks")))
     with stopped(process_of("kubelet")):
         status = stage.wait("lost", lambda s: "NodeLost" in str(s), _PATIENCE)

@@ -28,6 +28,7 @@ PLAN = {
     "bytesDistinct": 800,
     "memoryBytes": 80_000_000,
     "digest": "d" * 64,
+    "bytesFetched": 900,
     "grouping": {"run": 1, "count": 1, "stride": 1},
     "finishedRanks": 0,
     "complete": False,

@@ -176,6 +176,7 @@ def test_a_rank_that_fails_in_a_pod_is_retried_there(tmp_path: Path, monkeypatch
         "SPEC_SHA256": hashlib.sha256(text.encode()).hexdigest(),
         "OWNER": "uid",
         "TARGET_RANKS": "1",
+        "GROUPING": '{"run": 1, "count": 1, "stride": 1}',
         "TERMINATION_LOG": str(tmp_path / "no"),
     }
     for name, value in variables.items():

@@ -80,6 +80,7 @@ class Pods:
         given = {
             "RESHARD_OWNER": owner,
             "RESHARD_TARGET_RANKS": "6",
+            "RESHARD_PARALLELISM": "2",
             "RESHARD_GROUPING": self.grouping,
             "RESHARD_DIGEST": self._digest,
             **spec,
@@ -120,6 +121,21 @@ def test_plan_and_ranks_equal_one_transform(pods: Pods) -> None:
     assert pods.run("commit") == committed
     assert pods.run("plan", owner="uid-2")["complete"]
     assert not (pods.target / ".reshard").exists() or not any((pods.target / ".reshard").iterdir())
+
+
+def test_the_plan_divides_the_ranks(pods: Pods) -> None:
+    """In the example, all ranks need columns of the same rows, so the fewest pods that the parallelism allows fetch least."""
+    pods.spec = {side: SPEC[side] for side in ("source", "target")}
+    counts = []
+    for parallelism in (6, 2):
+        planned = pods.run("plan", RESHARD_PARALLELISM=str(parallelism))
+        grouping = Grouping(**planned["grouping"])
+        counts.append(grouping.groups(6))
+        assert planned["bytesFetched"] >= planned["bytesDistinct"]
+    assert counts == [6, 2]
+    for index in range(2):
+        pods.run("ranks", JOB_COMPLETION_INDEX=str(index))
+    assert disk.differences(pods.made.model, pods.target, "ckpt") == []
 
 
 def test_one_pod_does_what_several_do(pods: Pods) -> None:

@@ -143,6 +143,7 @@ def run(invocation: Invocation, /, resource: str, workers: int | None, as_json: 
     from reshard.spec.mounts import request_here
     from reshard.spec.resource import parse_resource
     from reshard.transform.plan import plan_transform
+    from reshard.transform.pods import Pods
 
     spec = parse_resource(text_of(resource), resource)
     request = request_here(
@@ -154,8 +155,10 @@ def run(invocation: Invocation, /, resource: str, workers: int | None, as_json: 
     if not spec.dry_run:
         report.transformed(request, _transform(invocation, request, {"workers": workers}), as_json=as_json)
         return
+    execution = spec.execution
+    pods = Pods(1, None) if execution.mode == "SinglePod" else Pods(execution.parallelism, execution.ranks_per_pod)
     with console.progress() as progress:
-        planned = plan_transform(request, workers=workers, progress=progress, cancellation=invocation.cancellation)
+        planned = plan_transform(request, workers=workers, pods=pods, progress=progress, cancellation=invocation.cancellation)
     report.planned(planned, as_json=as_json)
 
 
@@ -163,7 +166,14 @@ def run(invocation: Invocation, /, resource: str, workers: int | None, as_json: 
 @options("plan")
 @click.pass_obj
 def plan(
-    invocation: Invocation, /, write: bool, picture: bool, svg: str | None, parameters: tuple[str, ...], **arguments: Any
+    invocation: Invocation,
+    /,
+    write: bool,
+    parallelism: int,
+    picture: bool,
+    svg: str | None,
+    parameters: tuple[str, ...],
+    **arguments: Any,
 ) -> None:
     """Show what a transform would do.
 
@@ -171,6 +181,7 @@ def plan(
     """
     from reshard.cli import report
     from reshard.transform.plan import plan_transform
+    from reshard.transform.pods import Pods
 
     picture = picture or (bool(parameters) and svg is None)
     if picture and arguments["as_json"]:
@@ -184,6 +195,7 @@ def plan(
         planned = plan_transform(
             request_of(arguments),
             workers=arguments["workers"],
+            pods=Pods(parallelism),
             write=write,
             owner=arguments["owner"],
             progress=progress,

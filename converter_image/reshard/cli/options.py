@@ -530,6 +530,15 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             help="Number of files processed in parallel. Default: the number of CPUs, at most 8.",
         ),
         _option(
+            "plan",
+            "--parallelism",
+            type=click.IntRange(1, 100_000),
+            metavar="N",
+            default=8,
+            show_default=True,
+            help="Number of pods that write ranks at the same time, on a cluster.",
+        ),
+        _option(
             f"{_WRITE} verify",
             "--io",
             **_words(Io, StorageOptions().io),

@@ -6,6 +6,8 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import console
 from reshard.cli.arguments import matching
@@ -16,7 +18,7 @@ from reshard.spec.ranks import parse_ranks
 from reshard.target.parts import is_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from reshard.checkpoint.manifest import Manifest
     from reshard.layout import Layout
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from reshard.storage.protocol import Store
     from reshard.strategy import Strategy
     from reshard.transform.plan import PlanResult
+    from reshard.transform.pods import PodsOption
     from reshard.transform.run import Result
     from reshard.transform.verify import VerifyResult
 
@@ -155,6 +158,7 @@ def planned(plan: PlanResult, *, as_json: bool) -> None:
                 "rank_requests": plan.rank_requests,
                 "format": plan.format,
                 "digest": plan.digest,
+                "groupings": [_grouping(option) for option in plan.pods],
                 "notes": list(plan.notes),
                 "durations": plan.durations,
                 "replicated_parameters": [{"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in replicated],
@@ -178,6 +182,8 @@ def planned(plan: PlanResult, *, as_json: bool) -> None:
             *([("requests per rank", plan.rank_requests)] if plan.rank_requests else []),
         ],
     )
+    if plan.pods and len(summary.sources) > 1:
+        _print_pods(plan.pods, summary.bytes_distinct)
     if replicated:
         console.out()
         console.out(
@@ -197,6 +203,32 @@ def planned(plan: PlanResult, *, as_json: bool) -> None:
     )
     if len(ranks) > _SHOWN_RANKS:
         console.out(f"... and {len(ranks) - _SHOWN_RANKS} more; use --json to list all")
+
+
+def _grouping(option: PodsOption) -> dict[str, object]:
+    return {
+        "pods": option.pods,
+        "ranks_per_pod": option.ranks_per_pod,
+        **msgspec.to_builtins(option.grouping),
+        "bytes_fetched": option.bytes_fetched,
+        "memory_bytes": option.memory_bytes,
+        "chosen": option.chosen,
+    }
+
+
+def _print_pods(options: Sequence[PodsOption], distinct: int) -> None:
+    """Print how ranks can be divided among pods of a cluster."""
+    columns = ["", "pods", "ranks per pod", "neighbours", "distance", "fetched", "fetched / distinct", "memory per pod"]
+    rows = []
+    for option in options:
+        run, stride = option.grouping.run, option.grouping.stride
+        ratio = f"{option.bytes_fetched / distinct:.2f}" if distinct else "-"
+        mark, distance = "*" if option.chosen else "", stride if option.grouping.count > 1 else "-"
+        sizes = size(option.bytes_fetched), ratio, size(option.memory_bytes)
+        rows.append((mark, option.pods, option.ranks_per_pod, run, distance, *sizes))
+    console.out()
+    console.out("Divisions of the ranks among the pods of a cluster (*: chosen):")
+    console.table([(name, "right") for name in columns], rows)
 
 
 def picture(plan: PlanResult, patterns: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ The operator and its pods communicate only through these environment variables, 
 | `RESHARD_SPEC_SHA256` | the SHA-256 of that JSON |
 | `RESHARD_OWNER` | the resource's UID: pods of one transform share the target's lock |
 | `RESHARD_TARGET_RANKS` | the number of target ranks |
+| `RESHARD_PARALLELISM` | the number of pods that write ranks at the same time, for the plan step |
 | `RESHARD_GROUPING` | the division of the ranks among pods that the plan step reported, as JSON (`reshard.spec.ranks.Grouping`) |
 | `JOB_COMPLETION_INDEX` | the number of the pod's group; set by Kubernetes |
 | `RESHARD_DIGEST` | the digest that the plan step reported, for the steps after it |
@@ -49,6 +50,7 @@ from reshard.target.lock import STALE_SECONDS
 from reshard.target.parts import final_notes, is_whole
 from reshard.transform.complete import commit_checkpoint, commit_if_complete
 from reshard.transform.plan import plan_transform
+from reshard.transform.pods import Pods
 from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:
@@ -100,16 +102,16 @@ def run_step(invocation: Invocation, name: str) -> None:
 
 
 def _plan(invocation: Invocation, spec: TransformSpec, request: Request) -> PlanMessage:
-    each = spec.execution.ranks_per_pod
-    return _plan_message(_planned(invocation, spec, request, min(each, MOST_WORKERS)), Grouping.consecutive(each))
+    pods = Pods(_number("RESHARD_PARALLELISM"), spec.execution.ranks_per_pod)
+    return _plan_message(_planned(invocation, spec, request, pods))
 
 
-def _planned(invocation: Invocation, spec: TransformSpec, request: Request, workers: int) -> PlanResult:
+def _planned(invocation: Invocation, spec: TransformSpec, request: Request, pods: Pods) -> PlanResult:
     """Plan, and record the plan in the target unless this is a dry run."""
     with console.progress() as progress:
         return plan_transform(
             request,
-            workers=workers,
+            pods=pods,
             write=not spec.dry_run,
             owner=_variable("RESHARD_OWNER"),
             progress=progress,
@@ -117,16 +119,18 @@ def _planned(invocation: Invocation, spec: TransformSpec, request: Request, work
         )
 
 
-def _plan_message(planned: PlanResult, grouping: Grouping) -> PlanMessage:
+def _plan_message(planned: PlanResult) -> PlanMessage:
+    chosen = next(option for option in planned.pods if option.chosen)
     return PlanMessage(
         source_ranks=planned.summary.source_ranks,
         target_ranks=planned.summary.target_ranks,
         parameters=planned.summary.parameters,
         bytes_needed=planned.summary.bytes_needed,
         bytes_distinct=planned.summary.bytes_distinct,
-        memory_bytes=planned.memory_bytes,
+        bytes_fetched=chosen.bytes_fetched,
+        grouping=chosen.grouping,
+        memory_bytes=chosen.memory_bytes,
         digest=planned.digest,
-        grouping=grouping,
         finished_ranks=len(planned.finished_ranks),
         complete=planned.complete,
         notes=tuple(_short(note, _LONGEST_NOTE) for note in planned.notes[:_MOST_NOTES]),
@@ -183,13 +187,11 @@ def _commit_as_last(invocation: Invocation, request: Request, ranks: tuple[int, 
 
 
 def _transform(invocation: Invocation, spec: TransformSpec, request: Request) -> TransformMessage:
-    workers = default_workers()
-    result = _planned(invocation, spec, request, workers)
-    planned = _plan_message(result, Grouping.consecutive(result.summary.target_ranks))
+    planned = _plan_message(_planned(invocation, spec, request, Pods(1, None)))
     if spec.dry_run or planned.complete:
         return TransformMessage(planned)
     if spec.target.kind.writes_files:
-        _write(invocation, request, workers)
+        _write(invocation, request, default_workers())
     return TransformMessage(planned, _finish(invocation, request, planned.digest))
 
 

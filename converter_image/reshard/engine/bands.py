@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from reshard.checkpoint.dtypes import DTYPES
-from reshard.engine.gather import MOST_OVERREAD, reads_of_box, span_bytes
+from reshard.engine.gather import reads_of_box, span_bytes
 from reshard.engine.memory import TILE_BYTES
 from reshard.engine.moves import Overlaps
 from reshard.engine.small import Small, reads_of_small
 from reshard.layout.box import Box, shifted
 from reshard.layout.tiles import flat_span, next_tile
+from reshard.plan.fetched import MOST_OVERREAD
 from reshard.plan.runs import SMALL_BYTES
 from reshard.storage.ahead import Window
 

@@ -14,6 +14,7 @@ from reshard.engine.small import padded, scatter
 from reshard.errors import DataError, MissingInputError
 from reshard.layout.box import Box, contiguous_runs, shifted, strides
 from reshard.layout.tiles import divide, flat_span
+from reshard.plan.fetched import MOST_OVERREAD
 from reshard.plan.runs import reads_of
 from reshard.source.changed import source_changed
 from reshard.storage.ahead import Ahead
@@ -29,9 +30,7 @@ if TYPE_CHECKING:
     from reshard.storage.protocol import Reader, ReadStore
     from reshard.storage.traffic import Meter
 
-# Gaps between runs are read as well, as long as the total is at most this multiple of the required bytes.
-MOST_OVERREAD = 1.25
-# The same if the caller asks for short gaps to be read.
+# As `MOST_OVERREAD`, if the caller asks for short gaps to be read.
 _MOST_OVERREAD_OF_GAPS = 4
 # Below this length, many runs are not worth one system call each if every page contains one: a store reads whole pages.
 _SMALLEST_RUN = 64

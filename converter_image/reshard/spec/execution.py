@@ -60,7 +60,7 @@ class ExecutionSpec(Strict, frozen=True):
     Attributes:
         mode: whether a pod plans and others write the ranks, or one pod does everything.
         parallelism: maximum number of pods that write ranks at a time.
-        ranks_per_pod: number of target ranks per pod.
+        ranks_per_pod: number of consecutive target ranks per pod. Auto: ranks that need the same bytes are in one pod.
         backoff_limit_per_index: number of retries of a pod's ranks after a failure that a retry can fix.
         attempt: number to increase in order to retry a finished or failed transform. Finished ranks are kept.
         startup_deadline_seconds: time after which the transform fails if pods cannot start (wrong image, missing Secret).
@@ -72,7 +72,7 @@ class ExecutionSpec(Strict, frozen=True):
 
     mode: Mode = "Chained"
     parallelism: _Count = 8
-    ranks_per_pod: _Count = 1
+    ranks_per_pod: _Count | Literal["Auto"] = "Auto"
     backoff_limit_per_index: Annotated[int, msgspec.Meta(ge=0, le=10)] = 2
     attempt: _Count = 1
     startup_deadline_seconds: _Seconds = 600

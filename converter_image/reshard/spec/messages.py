@@ -34,6 +34,7 @@ class PlanMessage(StepMessage, frozen=True):
     """The report of the plan step.
 
     Attributes:
+        bytes_fetched: number of bytes of the source that these pods will fetch for the contents of files.
         grouping: division of the ranks among pods.
     """
 
@@ -44,6 +45,7 @@ class PlanMessage(StepMessage, frozen=True):
     bytes_distinct: _Count
     memory_bytes: _Count
     digest: str
+    bytes_fetched: _Count = 0
     grouping: Grouping = Grouping()
     finished_ranks: _Count = 0
     complete: bool = False

@@ -6,21 +6,23 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from reshard.engine.content import requests_of
-from reshard.engine.memory import budget, default_workers, memory_bytes
+from reshard.engine.memory import budget, default_workers
 from reshard.engine.task import summary_of
 from reshard.progress import Cancellation, Silent
 from reshard.target.lock import writing
 from reshard.telemetry import durations, operation, phase
 from reshard.transform.checks import open_target, with_output
 from reshard.transform.inputs import Inputs
+from reshard.transform.pods import memory_of, options_of
 from reshard.transform.preflight import run_preflight
-from reshard.transform.ranks import most_files, passes_of
+from reshard.transform.ranks import passes_of
 from reshard.transform.start import start
 
 if TYPE_CHECKING:
     from reshard.plan import Planner, Summary
     from reshard.progress import Progress
     from reshard.spec.request import Request
+    from reshard.transform.pods import Pods, PodsOption
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class PlanResult:
         notes: messages for the user.
         planner: planner of all target ranks, for details such as the plan of one rank.
         rank_requests: number of requests to object stores for the content of the first requested rank.
+        pods: compared ways to divide the ranks among pods, smallest groups first.
         durations: seconds of each phase, see `reshard.telemetry.durations`.
     """
 
@@ -51,6 +54,7 @@ class PlanResult:
     notes: tuple[str, ...]
     planner: Planner
     rank_requests: int = 0
+    pods: tuple[PodsOption, ...] = ()
     durations: dict[str, float] = field(default_factory=dict)
 
 
@@ -58,6 +62,7 @@ def plan_transform(
     request: Request,
     *,
     workers: int | None = None,
+    pods: Pods | None = None,
     write: bool = False,
     owner: str | None = None,
     progress: Progress | None = None,
@@ -68,6 +73,7 @@ def plan_transform(
     Args:
         request: request of the transform.
         workers: number of concurrent ranks.
+        pods: pods that will write the ranks, instead of one process.
         write: whether to write the plan to the target, for processes that then write the ranks without reading all headers again.
         owner: owner of the target's lock, shared by processes with the same owner.
         progress: receiver of the progress.
@@ -89,19 +95,7 @@ def plan_transform(
                 start(task, target, cancellation)
         taken = durations()
     summary = summary_of(task)
-    passes = passes_of(task, target.store, task.scope)
-    memory = memory_bytes(
-        task.model,
-        workers,
-        task.source,
-        target.store,
-        preflight.sizes.values(),
-        files=most_files(task, target.store, passes),
-        ranks=max(map(len, passes), default=0),
-        copies=summary.most_copies,
-        decrypts=request.decryption is not None,
-        encrypts=request.encryption is not None,
-    )
+    memory = memory_of(preflight, summary, workers, passes_of(task, target.store, task.scope))
     rank_requests = requests_of(task, target.store, task.scope[0], budget(min(workers, len(task.scope)))) if task.scope else 0
     finished_ranks = tuple(rank for rank in task.scope if rank not in preflight.left)
     return PlanResult(
@@ -115,5 +109,6 @@ def plan_transform(
         notes=task.notes,
         planner=task.planner,
         rank_requests=rank_requests,
+        pods=options_of(preflight, summary, pods) if pods is not None else (),
         durations=taken,
     )
