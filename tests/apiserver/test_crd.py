@@ -69,7 +69,14 @@ def test_a_minimal_resource_gets_the_librarys_defaults(resources: Resources) -> 
     assert parse_spec(made["spec"], "x") == parse_spec(SPEC, "x")
 
 
-FIELDS_OF_RANK_FILES = {"format": "Ckpt", "filePrefix": "p_", "copyMode": "Server", "crc": True, "onlyRanks": "0"}
+FIELDS_OF_RANK_FILES = {
+    "format": "Ckpt",
+    "filePrefix": "p_",
+    "copyMode": "Server",
+    "linkReplicas": "Clone",
+    "crc": True,
+    "onlyRanks": "0",
+}
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.stem)
@@ -103,6 +110,7 @@ def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
         ("source.decryption", {"secretKeyRef": {"name": "k", "key": "a/b"}}, "should match"),
         ("source.decryption", {"secretKeyRef": {"name": "k", "key": "a"}, "mode": "ROT13"}, "supported values"),
         ("target.copyMode", "Magic", "supported values"),
+        ("target.linkReplicas", "Magic", "supported values"),
         ("execution.io", "Magic", "supported values"),
         ("execution.mode", "Magic", "supported values"),
         ("target.format", "HuggingFac", "should match '^(Source|Ckpt|Safetensors|HuggingFace|TorchDcp|"),
@@ -265,6 +273,7 @@ FIXED = {
     "target.removeRedundancy": True,
     "target.writeStrategy": True,
     "target.copyMode": "Server",
+    "target.linkReplicas": "HardLink",
     "target.fileMode": "0600",
     "parameters.sourceOnly": "Keep",
     "parameters.allowMissing": True,

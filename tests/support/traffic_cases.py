@@ -21,10 +21,10 @@ CASES = {
 }
 
 
-def made(folder: Path, case: str) -> disk.Checkpoint:
+def made(folder: Path, case: str, seed: int = 1) -> disk.Checkpoint:
     """Write a checkpoint of 4 ranks that becomes one of 8: 4 parameters of each kind of a case."""
     tensors = [
         models.Tensor(f"w{number}", "Float32", () if before is None else (64, 4096), before, 0, after, 0)
         for number, (before, after) in enumerate(CASES[case] * 4)
     ]
-    return disk.write(folder, models.Model(4, 1, 8, 1, tuple(tensors), 1, remove_redundancy=False), "safetensors")
+    return disk.write(folder, models.Model(4, 1, 8, 1, tuple(tensors), seed, remove_redundancy=False), "safetensors")

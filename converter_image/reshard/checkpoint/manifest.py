@@ -53,6 +53,18 @@ class Loss(NamedTuple):
         return Loss(self.rounded + other.rounded, self.overflowed + other.overflowed)
 
 
+class LinkRecord(_Document, frozen=True):
+    """The equal file that a file was created from, instead of being written.
+
+    Attributes:
+        kind: "Clone", or "HardLink". Hard links are one file with several names.
+        rank: target rank of the other file.
+    """
+
+    kind: Literal["Clone", "HardLink"]
+    rank: int
+
+
 class FileRecord(_Document, frozen=True):
     """One finished file.
 
@@ -74,6 +86,7 @@ class FileRecord(_Document, frozen=True):
         rounded: number of elements whose value a cast has changed, including overflows. The manifest contains the number of each
             parameter only once, for all files, since its size would otherwise grow as files times parameters.
         overflowed: number of finite elements that a cast has made infinite.
+        link: file of another rank that the file was created from. null means that it was written.
     """
 
     rank: int
@@ -90,6 +103,12 @@ class FileRecord(_Document, frozen=True):
     seconds: float = 0.0
     rounded: int = 0
     overflowed: int = 0
+    link: LinkRecord | None = None
+
+    @property
+    def bytes_written(self) -> int:
+        """Number of bytes that were written to create the file."""
+        return 0 if self.link is not None else self.size
 
 
 class IndexRecord(_Document, frozen=True):

@@ -10,7 +10,7 @@ from reshard.cli.arguments import DIRECTORY, MESH, MOST_RANKS, PATH, Format, Wor
 from reshard.cli.help import Option
 from reshard.spec.keys import KEY_BYTES
 from reshard.spec.outputs import OutputKind
-from reshard.spec.request import CopyMode, Options, Replicas, SourceOnly, Verification
+from reshard.spec.request import CopyMode, LinkReplicas, Options, Replicas, SourceOnly, Verification
 from reshard.spec.storage_options import Addressing, Checksums, Io, StorageOptions
 
 if TYPE_CHECKING:
@@ -551,6 +551,13 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             **_words(CopyMode, _DEFAULTS.copy_mode),
             help="Method of copying data between S3 locations: through this process (`client`) or, where possible, by the S3"
             " server (`server`).",
+        ),
+        _option(
+            _PLAN,
+            "--link-replicas",
+            **_words(LinkReplicas, _DEFAULTS.link_replicas),
+            help="Links between the files of ranks whose content is equal: none (`never`), clones, or hard links.\n\n"
+            "Where the file system does not support them, each file is written in full.",
         ),
     ),
     "Storage": (

@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reshard.checkpoint.manifest import FileRecord
+from reshard.checkpoint.manifest import FileRecord, LinkRecord
 from reshard.checkpoint.output import Span
 from reshard.engine.content import Conditions, assemble, produce
 from reshard.engine.verify import check_file, differing_copy, unreadable
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from reshard.engine.task import Task
     from reshard.plan import RankPlan
     from reshard.progress import Progress
+    from reshard.spec.storage_options import Link
     from reshard.storage.protocol import Reader, Store, Writer
     from reshard.target.folder import TaskState
     from reshard.telemetry import Phase
@@ -146,18 +147,35 @@ class RankFile:
             finally:
                 writer.abort()
 
-    def _finished(self, size: int, measured: Phase) -> FileRecord:
-        """Verify the file, and return its record."""
+    def link_to(self, original: RankFile, how: Link) -> None:
+        """Create the file from an equal file that is complete, verify it and record it.
+
+        Raises:
+            BugError: the file differs from the source. It is kept for inspection.
+            ReshardError: the file cannot be created or compared.
+        """
+        run, rank = self._run, self._plan.rank
+        with phase("write_rank", rank=rank) as measured:
+            run.cancellation.check()
+            run.check_lock()
+            run.state.link(original._path, self._path, how, rank=rank, staged=run.staged, writer=run.writer)
+            size = run.task.file_size(rank)
+            run.progress.advance(size)
+            self._record = self._finished(size, measured, LinkRecord(how, original._plan.rank))
+            run.state.record(self._record, self._losses.by_name)
+
+    def _finished(self, size: int, measured: Phase, link: LinkRecord | None = None) -> FileRecord:
+        """Verify the file, and return its record. Hard links are the file that was verified."""
         run, path = self._run, self._path
         task, store, where = run.task, run.state.target.store, run.state.where(path, staged=run.staged)
         digest = self.digest or _recorded_digest(task, store, where, run.cancellation)
-        known = self.digest if self.compared else ""
-        _verify(task, self._plan, store, where, lambda: run.state.reject(path, staged=run.staged), run.cancellation, known)
+        if link is None or link.kind != "HardLink":
+            known = self.digest if self.compared else ""
+            _verify(task, self._plan, store, where, lambda: run.state.reject(path, staged=run.staged), run.cancellation, known)
         with closing(store.open(where)) as written:
             sample, version = sample_of(written, remote=store.remote), written.version
         fetched, lost = self._fetched(), self._losses.total
-        measured.measure(bytes_fetched=fetched.nbytes, requests=fetched.requests, bytes_written=size)
-        return FileRecord(
+        record = FileRecord(
             rank=self._plan.rank,
             path=path,
             size=size,
@@ -172,7 +190,10 @@ class RankFile:
             seconds=measured.seconds,
             rounded=lost.rounded,
             overflowed=lost.overflowed,
+            link=link,
         )
+        measured.measure(bytes_fetched=fetched.nbytes, requests=fetched.requests, bytes_written=record.bytes_written)
+        return record
 
 
 def write_rank(run: Run, rank: int, budget: Budget, slots: threading.Semaphore) -> Written:

@@ -25,16 +25,18 @@ if TYPE_CHECKING:
     from reshard.engine.gather import SourceFiles
     from reshard.engine.memory import PassBudget
     from reshard.engine.rankfile import Run, Written
+    from reshard.spec.storage_options import Link
     from reshard.storage.protocol import Writer
 
 
-def write_together(run: Run, contents: Sequence[tuple[int, ...]], budget: PassBudget) -> list[Written]:
+def write_together(run: Run, contents: Sequence[tuple[int, ...]], budget: PassBudget, link: Link | None = None) -> list[Written]:
     """Write, verify and record the files of several target ranks in one pass over the source.
 
     Args:
         run: run that writes the files.
         contents: the ranks, divided into those whose files have the same content.
         budget: memory and threads of the pass.
+        link: method of creating equal files from the first of them. None: they are written.
 
     Raises:
         BugError: a file differs from the source. It is kept for inspection.
@@ -53,7 +55,7 @@ def write_together(run: Run, contents: Sequence[tuple[int, ...]], budget: PassBu
             conditions = run.conditions(Budget())
             files = [RankFile(run, plans[r], conditions.losses, partial(shares.take, r), budget.upload) for r in equal]
             made += files
-            opened = _produced(run, files, conditions, source, pool)
+            opened = _produced(run, files, conditions, source, pool, link)
             shared.append(Shared(plans[equal[0]], opened, conditions.losses, partial(shares.add, equal)))
         produce_together(task, shared, source, run.cancellation, budget)
     return [file.written for file in made]
@@ -61,14 +63,15 @@ def write_together(run: Run, contents: Sequence[tuple[int, ...]], budget: PassBu
 
 @contextmanager
 def _produced(
-    run: Run, files: Sequence[RankFile], conditions: Conditions, source: SourceFiles, pool: Executor
+    run: Run, files: Sequence[RankFile], conditions: Conditions, source: SourceFiles, pool: Executor, link: Link | None
 ) -> Iterator[Callable[[memoryview], None]]:
     """Create equal files in a context that yields a callback with the next part of their content. At its end, complete them.
 
     The first file is compared with the source before the others are completed. The threads of the pool share the work for the
     others.
     """
-    first, *others = (_Apart(file.opened()) for file in files)
+    original, *equal = files
+    first, others = _Apart(original.opened()), [_Apart(file.opened()) for file in equal if link is None]
     with ExitStack() as stack:
         writers = [stack.enter_context(each) for each in others]
         with first as writer:
@@ -78,9 +81,11 @@ def _produced(
             source.check_unchanged()
             for file in files:
                 file.digest = digest
-        for file in files[1:]:
+        for file in equal:
             file.compared = True
         stack.pop_all()
+        if link is not None:
+            _call_at_once(pool, [partial(copy_context().run, file.link_to, original, link) for file in equal])
         _call_at_once(pool, [partial(each.__exit__, None, None, None) for each in others])
 
 

@@ -199,6 +199,7 @@ def _to_request(
             replicas=source.replicas,
             crc=target.crc,
             copy_mode=target.copy_mode,
+            link_replicas=target.link_replicas,
             file_mode=None if target.file_mode is None else int(target.file_mode, 8),
             verification=spec.verification,
             overwrite=spec.overwrite,

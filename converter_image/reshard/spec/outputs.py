@@ -103,7 +103,7 @@ _NO_STAGES = {
 _FIXED_NAMES = {"file_prefix": Refusal("the output has fixed file names", "omit file_prefix")}
 _NO_INDEX = {"index": Refusal("an index can be used only with the output PerRank", "omit the index or the output")}
 _NO_STRATEGY = {"write_strategy": Refusal("the target gets a strategy file only with the output PerRank")}
-_RANK_FILES = ("format", "file_prefix", "only_ranks", "remove_redundancy", "crc", "copy_mode")
+_RANK_FILES = ("format", "file_prefix", "only_ranks", "remove_redundancy", "crc", "copy_mode", "link_replicas")
 
 
 def _undivided(name: OutputKind) -> dict[str, Refusal]:

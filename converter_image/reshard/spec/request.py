@@ -30,6 +30,7 @@ Replicas = Literal["Identical", "LowestRank"]
 Verification = Literal["None", "Sample", "Full"]
 Overwrite = Literal["Never", "Replace"]
 CopyMode = Literal["Client", "Server"]
+LinkReplicas = Literal["Never", "Clone", "HardLink"]
 Stages = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 
 # A higher level includes the checks of the lower ones.
@@ -106,6 +107,9 @@ class Options(msgspec.Struct, frozen=True):
         overwrite: whether an existing checkpoint in the target is replaced.
         copy_mode: method of copying data between object stores. "Client" copies through this process. "Server" lets the store
             copy where possible.
+        link_replicas: method of creating files whose content is equal to that of another rank's file. "Never" writes them in
+            full. "Clone" clones the file, and "HardLink" links it, where the target's file system supports this. A program that
+            changes a hard-linked file in place changes it for all ranks.
     """
 
     format: OutputFormat = "Source"
@@ -138,6 +142,7 @@ class Options(msgspec.Struct, frozen=True):
     verification: Verification = "Sample"
     overwrite: Overwrite = "Never"
     copy_mode: CopyMode = "Client"
+    link_replicas: LinkReplicas = "Never"
 
     def __post_init__(self) -> None:
         """Validate the values, also for callers without a type checker."""

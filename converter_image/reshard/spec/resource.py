@@ -18,6 +18,7 @@ from reshard.spec.outputs import OUTPUTS, OutputKind
 from reshard.spec.places import ConfigMapKeyRef, RelativePath, SecretKeyRef, StorageSpec
 from reshard.spec.request import (
     CopyMode,
+    LinkReplicas,
     OutputFormat,
     Overwrite,
     Replicas,
@@ -115,6 +116,7 @@ class TargetSpec(Strict, frozen=True):
     remove_redundancy: bool = False
     crc: bool = False
     copy_mode: CopyMode = "Client"
+    link_replicas: LinkReplicas = "Never"
     file_mode: Annotated[str, msgspec.Meta(pattern="^0?[0-7]{3}$")] | None = None
     encryption: EncryptionSpec | None = None
 

@@ -9,6 +9,8 @@ import msgspec
 Addressing = Literal["Auto", "Path", "Virtual"]
 Checksums = Literal["Auto", "MD5", "None"]
 Io = Literal["Auto", "Direct", "Buffered"]
+# How a file gets the content of another one without being written. Hard links are one file with several names.
+Link = Literal["Clone", "HardLink"]
 
 
 class StorageOptions(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     # Writes appended bytes, see `Writer.write_later`.
     Write = Callable[[], None]
 
+    from reshard.spec.storage_options import Link
     from reshard.storage.traffic import Meter
 
 # Name of a file that a storage may write to detect its capabilities.
@@ -271,6 +272,16 @@ class Store(ReadStore, Protocol):
 
     def move(self, path: str, to: str) -> None:
         """Rename a small file within the store, replacing an existing one. In an object store, both names exist temporarily."""
+
+    def can_link(self, folder: str, how: Link) -> bool:
+        """Return whether files in a folder can be created with `link`. A note is recorded if they cannot."""
+
+    def link(self, path: str, to: str, how: Link, *, temporary: str, mode: int | None) -> None:
+        """Create a file that shares the content of a finished file, and replace an existing one. See `create` for arguments.
+
+        Raises:
+            OutputError, StorageError: the file cannot be created.
+        """
 
     def delete(self, path: str) -> None:
         """Delete a file, or a folder with its content. It is not an error if the path does not exist."""

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from reshard.checkpoint.inventory import CarriedFile
+    from reshard.spec.storage_options import Link
     from reshard.storage.protocol import Stat, Store, Writer
 
 LOCK = f"{STATE}/lock"
@@ -303,6 +304,16 @@ class TaskState:
         where = self.where(path, staged=staged)
         return self.target.store.create(
             where, temporary=temporary, mode=self.target.mode, size=size, memory=memory, copies=copies
+        )
+
+    def link(self, original: str, path: str, how: Link, *, rank: int, staged: bool, writer: str) -> None:
+        """Create a file of the checkpoint from a finished one. See `create`."""
+        self.target.store.link(
+            self.where(original, staged=staged),
+            self.where(path, staged=staged),
+            how,
+            temporary=f"{self.folder}/tmp/rank_{rank}.{writer}.{uuid.uuid4().hex}",
+            mode=self.target.mode,
         )
 
     def where(self, path: str, *, staged: bool) -> str:

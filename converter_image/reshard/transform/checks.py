@@ -12,11 +12,15 @@ from reshard.checkpoint.manifest import STATE
 from reshard.checkpoint.unified import is_own
 from reshard.errors import OutputError, RequestError, UsageError
 from reshard.formats.registry import requested_output
+from reshard.plan.passes import equal_targets
 from reshard.spec.request import Options, Request, request_key
 from reshard.storage import open_store, without_links
 from reshard.target.folder import TargetFolder
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from reshard.engine.task import Task
     from reshard.storage.protocol import Store
     from reshard.transform.inputs import Inputs
 
@@ -135,6 +139,12 @@ def _refuse_links(target: str) -> None:
                     where=entry.path,
                     fix="delete the link, or choose another target",
                 )
+
+
+def bytes_to_write(task: Task, sizes: Mapping[int, int], ranks: Sequence[int], *, linked: bool) -> int:
+    """Return the number of bytes that the files of these ranks take, where equal files count once if they are linked."""
+    written = [equal[0] for equal in equal_targets(task.planner, ranks)] if linked and task.cipher is None else ranks
+    return sum(sizes[rank] for rank in written)
 
 
 def check_space(target: Store, nbytes: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reshard.transform.checks import check_space
+from reshard.transform.checks import bytes_to_write, check_space
 from reshard.transform.commit import covers, finished
 from reshard.transform.documents import changed_documents, expected_documents, strategy_document
 from reshard.transform.draft import draft_manifest
@@ -91,7 +91,8 @@ def run_preflight(  # noqa: PLR0913 - what is read, and how
     preflight = Preflight(task, target, snapshot, sizes, left, complete)
     if not (task.planned or preflight.complete):
         target.store.check_writable()
-        check_space(target.store, sum(sizes[rank] for rank in preflight.left))
+        linked = task.request.options.link_replicas != "Never"  # where this is not possible, the space is checked again
+        check_space(target.store, bytes_to_write(task, sizes, preflight.left, linked=linked))
     return preflight
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from reshard.engine.rankfile import Run, Written
     from reshard.engine.task import Task
+    from reshard.spec.storage_options import Link
     from reshard.storage.protocol import Store
 
 
@@ -54,12 +55,20 @@ def write_ranks(run: Run, ranks: Sequence[int], workers: int) -> list[Written]:
             contents = _contents(run.task, some)
             store = run.state.target.store
             budget_of_pass = pass_budget(_files(store, contents), workers, run.task.source, store)
-            written += write_together(run, contents, budget_of_pass)
+            written += write_together(run, contents, budget_of_pass, _link(run, contents))
         written += _write_alone(run, alone, workers)
     except BaseException:
         run.cancellation.cancel()
         raise
     return sorted(written, key=lambda each: each.record.rank)
+
+
+def _link(run: Run, contents: Iterable[Sequence[int]]) -> Link | None:
+    """Return how equal files are created from the first of them, or None if they are written."""
+    how = run.task.request.options.link_replicas
+    if how == "Never" or all(len(ranks) == 1 for ranks in contents):
+        return None
+    return how if run.state.target.store.can_link(run.state.folder, how) else None
 
 
 def _write_alone(run: Run, ranks: Sequence[int], workers: int) -> list[Written]:

@@ -18,7 +18,7 @@ from reshard.target.lock import STALE_SECONDS, live_writers, locked, writing
 from reshard.target.parts import final_notes, is_whole
 from reshard.target.process import this_process
 from reshard.telemetry import durations, operation, phase
-from reshard.transform.checks import check_space, open_target, with_output
+from reshard.transform.checks import bytes_to_write, check_space, open_target, with_output
 from reshard.transform.commit import commit_task, covers, refuse_loss, written_ranks
 from reshard.transform.documents import documents_of
 from reshard.transform.identify import record_versions
@@ -57,7 +57,7 @@ class RankResult:
         bytes_needed: number of bytes of source tensors that it requires.
         bytes_fetched: number of bytes of the source that were fetched for its tensors.
         requests: number of requests that fetched them.
-        bytes_written: number of bytes of its file.
+        bytes_written: number of bytes that were written to its file. 0: the file is a link to that of another rank.
         seconds: duration of writing and verifying the file.
     """
 
@@ -212,7 +212,7 @@ def _result(
         index_bytes += 0 if written else sum(map(len, documents_of(manifest).values()))
     records = [each.record for each in written]
     total, content = meter.traffic, content_of(records)
-    bytes_written = sum(record.size for record in records) + index_bytes
+    bytes_written = sum(record.bytes_written for record in records) + index_bytes
     measured.measure(digest=task.digest, bytes_fetched=content.nbytes, requests=content.requests, bytes_written=bytes_written)
     return Result(
         source_ranks=task.model.source_ranks,
@@ -237,7 +237,7 @@ def _result(
         durations=durations(),
         source_unit=task.model.source_unit,
         ranks=tuple(
-            RankResult(r.rank, each.bytes_needed, r.bytes_fetched, r.requests, r.size, r.seconds)
+            RankResult(r.rank, each.bytes_needed, r.bytes_fetched, r.requests, r.bytes_written, r.seconds)
             for each in written
             for r in (each.record,)
         ),
@@ -299,7 +299,7 @@ def _carry_out(
             written = write_ranks(run, left, workers)
             records = [each.record for each in written]
             content = content_of(records)
-            bytes_written = sum(record.size for record in records)
+            bytes_written = sum(record.bytes_written for record in records)
             measured.measure(bytes_fetched=content.nbytes, requests=content.requests, bytes_written=bytes_written)
         if not commit:
             return written, snapshot.manifest_for(task)
@@ -354,7 +354,9 @@ def _make_room(
     state = target.task(task.digest)
     state.sweep(set(left), live_writers(target.store) - {str(this_process())})  # this process has not written yet
     target.store.abort_stale_uploads(map(task.path, left), silent=0.0 if alone else STALE_SECONDS)
-    check_space(target.store, sum(preflight.sizes[rank] for rank in left))
+    how = task.request.options.link_replicas
+    linked = how != "Never" and target.store.can_link(state.folder, how)
+    check_space(target.store, bytes_to_write(task, preflight.sizes, left, linked=linked))
     if document.in_place and snapshot.manifest_for(task) is None:
         state.retire_old_manifest()
 

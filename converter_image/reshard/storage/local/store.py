@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from reshard.errors import DataError, MissingInputError, OutputError
 from reshard.parallel import parallel
-from reshard.storage.local import exclusive
+from reshard.storage.local import exclusive, links
 from reshard.storage.local.failures import denied, failures
 from reshard.storage.local.filesystem import FileSystem
 from reshard.storage.local.reader import LocalReader, changed_of, version_of
@@ -23,7 +23,7 @@ from reshard.storage.traffic import current_meter
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-    from reshard.spec.storage_options import Io
+    from reshard.spec.storage_options import Io, Link
     from reshard.storage.protocol import Store
 
 
@@ -167,6 +167,27 @@ class LocalStore:
                 self._system.make_folder(folder, stat_bits.S_IMODE(os.stat(os.path.dirname(source)).st_mode) & 0o777)
             os.rename(source, target)
             self._system.sync_folder(folder)
+
+    def can_link(self, folder: str, how: Link) -> bool:
+        """See `Store.can_link`."""
+        full = self._at(folder)
+        with failures(full, writing=True):
+            return links.can_link(full, how, self._system)
+
+    def link(self, path: str, to: str, how: Link, *, temporary: str, mode: int | None) -> None:
+        """See `Store.link`."""
+        target, new = self._at(to), self._at(temporary)
+        with failures(target, writing=True):
+            for folder in (os.path.dirname(target), os.path.dirname(new)):
+                self._system.make_folder(folder, mode)
+            try:
+                links.create_link(self._at(path), new, how, mode, self._system)
+                os.rename(new, target)
+            finally:
+                with contextlib.suppress(FileNotFoundError):  # rename(2) keeps the name if both are links to one file
+                    os.unlink(new)
+            self._system.sync_folder(os.path.dirname(target))
+        self._system.note(links.NOTES[how])
 
     def delete(self, path: str) -> None:
         """See `Store.delete`."""

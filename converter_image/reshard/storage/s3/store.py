@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from botocore import exceptions as boto
 
-from reshard.errors import DataError, MissingInputError, StorageError, UsageError
+from reshard.errors import BugError, DataError, MissingInputError, StorageError, UsageError
 from reshard.parallel import parallel
 from reshard.storage.protocol import PROBE, PartLimits, Stat, WriteCost
 from reshard.storage.s3.checksums import Checksums
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
     from mmap import mmap
 
-    from reshard.spec.storage_options import StorageOptions
+    from reshard.spec.storage_options import Link, StorageOptions
     from reshard.storage.protocol import Store
 
 SCHEME = "s3://"
@@ -89,6 +89,17 @@ class S3Store:
         self.remote = True
         self.renames = False
         self.notes: tuple[str, ...] = ()
+
+    def can_link(self, folder: str, how: Link) -> bool:
+        """See `Store.can_link`. Always false, because objects share nothing."""
+        del folder, how
+        self.notes = ("objects of an object store cannot be links; equal files are written in full",)
+        return False
+
+    def link(self, path: str, to: str, how: Link, *, temporary: str, mode: int | None) -> None:
+        """See `Store.link`. Always raises an error."""
+        del to, how, temporary, mode
+        raise BugError("Internal", "an object cannot be a link", where=path, fix="this is a bug in reshard: please report it")
 
     def copies_from(self, other: Store) -> bool:
         """See `Store.copies_from`. True for stores on the same server with the same credentials."""
