@@ -4,6 +4,9 @@
 #   VENV     folder of the environment (.venv)
 #   TIER     test tiers for `make test` (all)
 #   BASELINE revision that `make bench` measures next to this one (none)
+#   CASES    cases of `make bench`: names in benchmarks/cases.py and benchmarks/run.py, and cluster (all)
+#   ROUNDS   maximum number of rounds of each case of `make bench` (9)
+#   MINUTES  time for all transforms of `make bench` on one machine (unlimited)
 #   DIST     output folder of `make dist` (dist)
 #   VERSION  version for `make release`
 #   K8S      Kubernetes minor version for `make test` and `make cluster`: 1.34 or 1.37 (1.37)
@@ -121,10 +124,15 @@ docs-site: $(VENV)/.docs ## Build the documentation site in build/site; a broken
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 .PHONY: bench
+ONE_MACHINE := $(if $(CASES),$(filter-out cluster,$(CASES)),all)
 bench: $(READY) ## Measure speed and memory; BASELINE=REVISION compares with another build, CASES="..." selects cases
-	@RESHARD_MINDSPORE_PYTHON="$${RESHARD_MINDSPORE_PYTHON:-$(firstword $(wildcard $(RESHARD_CACHE)/mindspore-*/bin/python))}" \
-	  $(BIN)/python benchmarks/run.py $(CASES) $(if $(BASELINE),--baseline "$$(sh scripts/baseline.sh '$(PYTHON)' '$(BASELINE)')")
+	@[ -z '$(ONE_MACHINE)' ] || \
+	  RESHARD_MINDSPORE_PYTHON="$${RESHARD_MINDSPORE_PYTHON:-$(firstword $(wildcard $(RESHARD_CACHE)/mindspore-*/bin/python))}" \
+	  $(BIN)/python benchmarks/run.py $(filter-out all,$(ONE_MACHINE)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(BASELINE),--baseline "$$(sh scripts/baseline.sh '$(PYTHON)' '$(BASELINE)')")
+ifneq ($(if $(CASES),$(filter cluster,$(CASES)),all),)
 	@PYTHON='$(PYTHON)' sh scripts/cluster.sh $(BIN)/python run -- $(BIN)/python benchmarks/on_cluster.py || [ $$? -eq 3 ]  # 3: skipped, with a reason
+endif
 
 .PHONY: bench-s3
 bench-s3: $(READY) ## Measure transforms from S3 to S3, and raw requests for the same bytes

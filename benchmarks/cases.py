@@ -43,7 +43,9 @@ class Case:
     Attributes:
         replicas: number of target ranks that hold each slice.
         work: `reshard` to other ranks, `unify` to unified safetensors, `load` from those to ranks, and from a distributed
-            checkpoint of PyTorch to Hugging Face (`dcp-huggingface`) or to other ranks (`dcp-dcp`).
+            checkpoint of PyTorch to Hugging Face (`dcp-huggingface`) or to other ranks (`dcp-dcp`). `workers`: to other ranks,
+            with different numbers of workers.
+        peers: whether other programs do the same work, and are measured where they are installed.
     """
 
     name: str
@@ -52,8 +54,9 @@ class Case:
     source_ranks: int
     target_ranks: int
     format: str = "safetensors"
-    work: Literal["reshard", "unify", "load", "dcp-huggingface", "dcp-dcp"] = "reshard"
+    work: Literal["reshard", "unify", "load", "dcp-huggingface", "dcp-dcp", "workers"] = "reshard"
     replicas: int = 1
+    peers: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -98,8 +101,9 @@ def mixture(layers: int, experts: int) -> tuple[Tensor, ...]:
 LLAMA_2_GB = llama(8, 2048, 5504, 32000)
 SQUARES = tuple(f"w{i}" for i in range(8))
 CASES = (
-    Case("llama-safetensors", "2.1 GB LLaMA-shaped, 8 -> 4, safetensors", LLAMA_2_GB, 8, 4),
-    Case("llama-ckpt", "2.1 GB LLaMA-shaped, 8 -> 4, ckpt", LLAMA_2_GB, 8, 4, "ckpt"),
+    Case("llama-safetensors", "2.1 GB LLaMA-shaped, 8 -> 4, safetensors", LLAMA_2_GB, 8, 4, peers=True),
+    Case("llama-ckpt", "2.1 GB LLaMA-shaped, 8 -> 4, ckpt", LLAMA_2_GB, 8, 4, "ckpt", peers=True),
+    Case("workers", "2.1 GB LLaMA-shaped, 16 -> 8, by the number of workers", LLAMA_2_GB, 16, 8, work="workers"),
     Case("llama-large", "8.6 GB LLaMA-shaped, 8 -> 4, safetensors", llama(32, 2048, 5504, 128000), 8, 4),
     Case("replicas", "2.1 GB LLaMA-shaped, 8 -> 32 with 4 replicas, 8.6 GB written", LLAMA_2_GB, 8, 32, replicas=4),
     Case("columns", "2.1 GB column cuts, 4 -> 8", tuple(Tensor(w, (8192, 8192), 1, 1) for w in SQUARES), 4, 8),
@@ -112,8 +116,8 @@ CASES = (
     ),
     Case("many-names", "100,000 names, 4 -> 2", tuple(Tensor(f"model.layers.{i}.w", (8,), 0, 0) for i in range(100_000)), 4, 2),
     Case("mixture", "140,000 names of a mixture of experts with moments, 64 -> 48", mixture(60, 257), 64, 48),
-    Case("unify", "2.1 GB LLaMA-shaped, 8 ranks to unified parts of 256 MiB", LLAMA_2_GB, 8, 1, work="unify"),
-    Case("load", "2.1 GB LLaMA-shaped, unified parts to 4 ranks", LLAMA_2_GB, 8, 4, work="load"),
+    Case("unify", "2.1 GB LLaMA-shaped, 8 ranks to unified parts of 256 MiB", LLAMA_2_GB, 8, 1, work="unify", peers=True),
+    Case("load", "2.1 GB LLaMA-shaped, unified parts to 4 ranks", LLAMA_2_GB, 8, 4, work="load", peers=True),
     Case("dcp-huggingface", "2.1 GB LLaMA-shaped, DCP of 8 ranks to Hugging Face", LLAMA_2_GB, 8, 1, work="dcp-huggingface"),
     Case("dcp-dcp", "2.1 GB LLaMA-shaped, DCP, 8 -> 4", LLAMA_2_GB, 8, 4, work="dcp-dcp"),
     Case("tiny-tensors", "10,000 tiny tensors, 8 -> 6", tuple(Tensor(f"t{i}", (24, 24), 0, 1) for i in range(10_000)), 8, 6),

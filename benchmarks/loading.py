@@ -48,7 +48,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from s3_server import running
 
 from cases import CASES, make
-from run import divided
+from contestants import divided
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
