@@ -32,9 +32,8 @@ def processor_seconds(count: int) -> float:
     """The processor time of this process to write an object in so many parts."""
     client = InstantClient()
     with mock.patch.object(upload, "part_size", _part_size):
-        writer = upload.S3Writer(
-            client, {"Bucket": "b", "Key": "k"}, Checksums("None", client, {}), [], size=None, memory=1 << 16, copies=False
-        )
+        named, checksums = {"Bucket": "b", "Key": "k"}, Checksums("None", client, {})
+        writer = upload.S3Writer(client, named, checksums, [], lambda: None, size=None, memory=1 << 16, copies=False)
         before = time.process_time()
         for _ in range(count):
             writer.write(bytes(PART_BYTES))

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from reshard.errors import AccessError, DataError, StorageError
+from reshard.progress import Cancellation, CancelledError
 from reshard.spec.storage_options import StorageOptions
 from reshard.storage import open_store
+from reshard.storage.cancellable import cancelled_by
 from reshard.storage.s3 import client, prepared
 from reshard.storage.traffic import metered
 
@@ -183,6 +185,24 @@ def test_a_server_that_is_often_busy_is_not_given_up(server: thin_s3.ThinServer,
         reader.read(at, 1)
     assert len(refused) == 300
     assert len(pauses) >= 300
+
+
+@pytest.mark.parametrize("does", ["read", "write"])
+def test_cancelled_work_repeats_no_request(server: thin_s3.ThinServer, monkeypatch: pytest.MonkeyPatch, does: str) -> None:
+    server.put("bucket", "a/x", CONTENT)
+    cancellation = Cancellation()
+    monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda _: cancellation.cancel()))
+    with cancelled_by(cancellation.check):
+        store = open_store("s3://bucket/a")
+    reader = store.open("x")
+    refused = refuse_first(server, 1000, (503, "SlowDown"))
+    with pytest.raises(CancelledError):
+        reader.read(0, 1) if does == "read" else write(store, "y")
+    assert len(refused) - len(set(refused)) <= 1  # the second try was in time
+    sent = len(server.requests)
+    with pytest.raises(CancelledError):
+        reader.read(0, 1)
+    assert len(server.requests) == sent
 
 
 def test_an_object_that_changes_between_two_ranges_is_noticed(server: thin_s3.ThinServer) -> None:

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from reshard.storage.protocol import Reader, ReadStore, Stat
     from reshard.storage.traffic import Meter
+
+_current: ContextVar[Callable[[], None]] = ContextVar("reshard_check", default=lambda: None)
+
+
+@contextmanager
+def cancelled_by(check: Callable[[], None]) -> Iterator[None]:
+    """Let the transfers of stores that are opened in this context end when `check` raises, instead of being repeated."""
+    token = _current.set(check)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current_check() -> Callable[[], None]:
+    """Return the function that raises if the work of the current context was cancelled."""
+    return _current.get()
 
 
 class CancellableStore:

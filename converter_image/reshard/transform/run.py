@@ -12,6 +12,7 @@ from reshard.engine.rankfile import Run, content_of
 from reshard.errors import AccessError, DataError, LockedError, MissingInputError, RequestError, listed
 from reshard.plan import bytes_needed
 from reshard.progress import Cancellation, Silent
+from reshard.storage.cancellable import cancelled_by
 from reshard.storage.traffic import metered
 from reshard.target.folder import LOCK
 from reshard.target.lock import STALE_SECONDS, live_writers, locked, writing
@@ -172,7 +173,7 @@ def transform_checkpoint(
             _tidy(preflight.target, preflight.snapshot)
         return [], preflight.snapshot.manifest_for(preflight.task)
 
-    with operation("transform_checkpoint") as measured, metered() as meter:
+    with operation("transform_checkpoint") as measured, metered() as meter, cancelled_by(cancellation.check):
         inputs = Inputs(request, cancellation)
         target = open_target(inputs)
         if commit:

@@ -16,7 +16,7 @@ from botocore.loaders import Loader
 from reshard.errors import AccessError, RequestError, UsageError
 from reshard.storage.s3.failures import failures, without_credentials
 from reshard.storage.s3.prepared import allow_preparing
-from reshard.storage.s3.retries import obey_retry_after
+from reshard.storage.s3.retries import limit_retries
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -78,7 +78,7 @@ def client_of(storage_options: StorageOptions) -> BaseClient:
             config=config,
         )
     allow_preparing(client)
-    obey_retry_after(client)
+    limit_retries(client)
     _check_endpoint(client.meta.endpoint_url)  # which the environment or a profile may set
     return client
 

@@ -13,11 +13,11 @@ from reshard.storage.ahead import GAP_BYTES
 from reshard.storage.bounded import BoundedReader
 from reshard.storage.s3.failures import changed, failures
 from reshard.storage.s3.prepared import Answer, Prepared, continued
-from reshard.storage.s3.retries import retrying
+from reshard.storage.s3.retries import retrying, unless_cancelled
 from reshard.storage.spans import read_spans
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from botocore.client import BaseClient
 
@@ -34,11 +34,24 @@ _LONGEST_SPAN = 4 << 20
 
 
 class S3Reader(BoundedReader):
-    """One version of an object. If the object changes, reads raise an error."""
+    """One version of an object. If the object changes, reads raise an error.
 
-    def __init__(self, client: BaseClient, bucket: str, key: str, meter: Meter, *, size: int, version: str) -> None:
+    Args:
+        client: S3 client.
+        bucket: name of the bucket.
+        key: key of the object.
+        meter: meter of what is fetched.
+        check: function that is called before each try of a request, and raises if the work was cancelled.
+        size: length in bytes.
+        version: ETag of the version.
+    """
+
+    def __init__(
+        self, client: BaseClient, bucket: str, key: str, meter: Meter, check: Callable[[], None], *, size: int, version: str
+    ) -> None:
         self._client, self._bucket, self._key = client, bucket, key
         self._meters: tuple[Meter, ...] = (meter,)
+        self._check = check
         self._prepared = Prepared(client, "get_object", Bucket=bucket, Key=key)
         self.name = f"s3://{bucket}/{key}"
         self.size = size
@@ -73,13 +86,14 @@ class S3Reader(BoundedReader):
         """See `Reader.close`. Does nothing, because no connection is open between requests."""
 
     def _request(self, view: memoryview, offset: int) -> None:
+        self._check()
         wanted = f"bytes={offset}-{offset + len(view) - 1}"
         sent = self._prepared.send({"Range": wanted, "If-Match": self.version})
         if isinstance(sent, Answer):
             self._fill(view, sent)
             return
         named = {"Bucket": self._bucket, "Key": self._key, "Range": wanted, "IfMatch": self.version}
-        with continued(sent), response(self._client, self._meters, **named) as found:
+        with continued(sent), unless_cancelled(self._check), response(self._client, self._meters, **named) as found:
             _check_length(found["ContentLength"], view)
             receive(found["Body"], view)
 

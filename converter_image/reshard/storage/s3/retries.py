@@ -6,6 +6,8 @@ waits for a random time that grows exponentially, and for the time in the respon
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from botocore import exceptions as boto
@@ -15,7 +17,7 @@ from urllib3.exceptions import HTTPError
 from reshard.storage.s3.failures import code_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from botocore.awsrequest import AWSResponse
     from botocore.client import BaseClient
@@ -40,12 +42,27 @@ _DAMAGED = {"BadDigest", "IncompleteBody", "XAmzContentChecksumMismatch", "XAmzC
 _SHORTEST_PAUSE = "x-amz-retry-after"
 
 
-def obey_retry_after(client: BaseClient) -> None:
-    """Let a client wait as long as the `Retry-After` header of a response demands, which botocore ignores."""
-    client.meta.events.register_first("needs-retry.s3", _translate_retry_after)
+# What raises if the work of this thread was cancelled.
+_check: ContextVar[Callable[[], None]] = ContextVar("_check", default=lambda: None)
 
 
-def _translate_retry_after(response: tuple[AWSResponse, dict[str, Any]] | None, **_: object) -> None:
+def limit_retries(client: BaseClient) -> None:
+    """Let a client wait as long as the `Retry-After` header of a response demands, and not repeat requests of cancelled work."""
+    client.meta.events.register_first("needs-retry.s3", _before_retry)
+
+
+@contextmanager
+def unless_cancelled(check: Callable[[], None]) -> Iterator[None]:
+    """Let the client call `check`, which raises if the work was cancelled, before it repeats requests of the body."""
+    token = _check.set(check)
+    try:
+        yield
+    finally:
+        _check.reset(token)
+
+
+def _before_retry(response: tuple[AWSResponse, dict[str, Any]] | None, **_: object) -> None:
+    _check.get()()
     headers = response[0].headers if response is not None else {}
     if (seconds := headers.get("Retry-After", "")).isdecimal():
         headers.setdefault(_SHORTEST_PAUSE, str(int(seconds) * 1000))

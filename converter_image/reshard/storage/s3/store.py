@@ -11,6 +11,7 @@ from botocore import exceptions as boto
 
 from reshard.errors import BugError, DataError, MissingInputError, StorageError, UsageError
 from reshard.parallel import parallel
+from reshard.storage.cancellable import current_check
 from reshard.storage.protocol import PROBE, PartLimits, Stat, WriteCost
 from reshard.storage.s3.checksums import Checksums
 from reshard.storage.s3.client import client_of
@@ -80,7 +81,7 @@ class S3Store:
         self._bucket, self._prefix = bucket, prefix
         self._storage_options = storage_options
         self._client = client_of(storage_options)
-        self._meter = current_meter()
+        self._meter, self._check = current_meter(), current_check()
         self._checksums = Checksums(storage_options.checksums, self._client, self._named(PROBE))
         self._deleter = Deleter(self._client, bucket)
         self._uploads = Uploads(self._client, bucket, f"{prefix}/" if prefix else "", self._key(PROBE), self._clock)
@@ -187,7 +188,8 @@ class S3Store:
             raise MissingInputError(
                 "NotFound", "no such object", where=self._where(path), fix="check the bucket, prefix and endpoint"
             )
-        return S3Reader(self._client, self._bucket, self._key(path), self._meter, size=found.size, version=found.version)
+        key, size, version = self._key(path), found.size, found.version
+        return S3Reader(self._client, self._bucket, key, self._meter, self._check, size=size, version=version)
 
     def read(self, path: str, limit: int) -> bytes:
         """See `Store.read`."""
@@ -215,8 +217,8 @@ class S3Store:
     ) -> S3Writer:
         """See `Store.create`."""
         del temporary, mode
-        named = self._named(path)
-        return S3Writer(self._client, named, self._checksums, self._idle, size=size, memory=memory, copies=copies)
+        named, idle = self._named(path), self._idle
+        return S3Writer(self._client, named, self._checksums, idle, self._check, size=size, memory=memory, copies=copies)
 
     def write_cost(self, size: int, memory: int) -> WriteCost:
         """See `Store.write_cost`."""

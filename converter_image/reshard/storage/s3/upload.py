@@ -15,7 +15,7 @@ from reshard.storage.s3.checksums import checksum, completed_part, create_upload
 from reshard.storage.s3.failures import code_of, failures
 from reshard.storage.s3.parts import buffers, copies, part_size
 from reshard.storage.s3.prepared import Answer, Prepared, continued
-from reshard.storage.s3.retries import retrying
+from reshard.storage.s3.retries import retrying, unless_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,14 +81,25 @@ class S3Writer:
 
     Memory for `buffers()` parts is allocated on demand and reused. It is mapped instead of allocated on the heap, which would
     fragment and grow. Content that fits into one part is sent with one request at the end.
+
+    Args:
+        client: S3 client.
+        named: bucket and key of the object.
+        checksums: kind of the checksums of the server.
+        idle: memory of finished parts, to reuse.
+        check: function that is called before each try of a part, and raises if the work was cancelled.
+        size: length of the object in bytes, if it is known.
+        memory: maximum number of bytes that are buffered.
+        copies: whether the server copies some parts.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - independent parts of an upload
         self,
         client: BaseClient,
         named: dict[str, str],
         checksums: Checksums,
         idle: list[mmap],
+        check: Callable[[], None],
         *,
         size: int | None,
         memory: int,
@@ -97,7 +108,7 @@ class S3Writer:
         self._client = client
         self._object = named  # by bucket and key
         self._name = f"s3://{named['Bucket']}/{named['Key']}"
-        self._checksums, self._copies = checksums, copies
+        self._checksums, self._copies, self._cancelled = checksums, copies, check
         self._part_bytes = part_size(size)
         self._room = threading.Semaphore(buffers(size, memory))
         self._pool = ThreadPoolExecutor(buffers(size, memory) - 1, thread_name_prefix="reshard-upload")
@@ -239,6 +250,7 @@ class S3Writer:
 
     def _send_part(self, number: int, upload: _Upload, buffer: mmap, filled: int) -> dict[str, Any]:
         try:
+            self._cancelled()
             content = memoryview(buffer)[:filled]
             carried = checksum(upload.kind, content)
             sent = upload.part.send(headers_of(carried), Body(content), partNumber=number)
@@ -247,7 +259,7 @@ class S3Writer:
                 etag = sent.headers["ETag"]
             else:
                 named = {**self._object, "UploadId": upload.id, "PartNumber": number, **carried}
-                with continued(sent):
+                with continued(sent), unless_cancelled(self._cancelled):
                     etag = retrying(lambda: self._client.upload_part(**named, Body=Body(content)))["ETag"]
             return completed_part(number, etag, carried)
         finally:
