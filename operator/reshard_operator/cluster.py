@@ -29,6 +29,7 @@ _MOST_WAITING = 50
 _MOST_FAILED = 200
 # Reading more pods than this for the report of a commit takes longer than a commit step, which finds the checkpoint complete.
 _MOST_SUCCEEDED = 5000
+_SUCCEEDED_AT_ONCE = 200
 _PAGE = 500
 # Pods that start within this time need no diagnosis.
 _USUAL_START = timedelta(seconds=5)
@@ -239,7 +240,7 @@ class Cluster:
     async def _committing(self, place: str, labels: str) -> list[Pod]:
         """Return the pod that reports a commit, if it is among the first ones. Any index can be the last to be finished."""
         read = 0
-        async for items in self._pages(place, labels, "status.phase=Succeeded"):
+        async for items in self._pages(place, labels, "status.phase=Succeeded", _SUCCEEDED_AT_ONCE):
             if (found := next((pod for pod in map(Pod, items) if pod.committed is not None), None)) is not None:
                 return [found]
             if (read := read + len(items)) >= _MOST_SUCCEEDED:
@@ -276,7 +277,7 @@ class Cluster:
                 break
         return items[:most]
 
-    async def _pages(self, place: str, labels: str, fields: str, limit: int = _PAGE) -> AsyncIterator[list[Object]]:
+    async def _pages(self, place: str, labels: str, fields: str, limit: int) -> AsyncIterator[list[Object]]:
         """Yield the matching objects, at most `limit` at a time."""
         query = {"limit": str(limit)}
         query |= ({"labelSelector": labels} if labels else {}) | ({"fieldSelector": fields} if fields else {})

@@ -26,13 +26,15 @@ from reshard.transform.run import transform_checkpoint
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import thin_s3
+
     from reshard.checkpoint.manifest import Manifest
 
 OWNER = "uid-1"
 RANKS = range(6)
 
 
-def planned(made: disk.Checkpoint, target: Path) -> tuple[Request, str]:
+def planned(made: disk.Checkpoint, target: Path | str) -> tuple[Request, str]:
     request = Request(str(made.source), str(target), str(made.source_strategy), str(made.target_strategy))
     request = msgspec.structs.replace(request, options=Options(overwrite="Replace"))
     return request, plan_transform(request, write=True, owner=OWNER).digest
@@ -41,6 +43,23 @@ def planned(made: disk.Checkpoint, target: Path) -> tuple[Request, str]:
 def write(request: Request, ranks: str) -> None:
     options = msgspec.structs.replace(request.options, only_ranks=ranks)
     transform_checkpoint(msgspec.structs.replace(request, options=options), workers=1, commit=False, owner=OWNER)
+
+
+def write_together(made: disk.Checkpoint, target: str, seed: int) -> None:
+    """Write each rank in a thread, which commits if it is the last. The threads end in an order that depends on the seed."""
+    request, digest = planned(made, target)
+    barrier = threading.Barrier(len(RANKS))
+
+    def work(rank: int) -> Manifest | None:
+        barrier.wait()
+        time.sleep(0.002 * (rank * seed % 7))
+        write(request, str(rank))
+        return commit_if_complete(target, digest, ranks=RANKS)
+
+    with ThreadPoolExecutor(len(RANKS)) as pool:
+        found = [manifest for manifest in pool.map(work, RANKS) if manifest is not None]
+    assert found
+    assert {manifest.ranks for manifest in found} == {"0-5"}
 
 
 def leftovers(target: Path) -> list[Path]:
@@ -54,21 +73,15 @@ def test_one_of_the_processes_that_finish_together_commits(
 ) -> None:
     if staged:
         assert run(other, target) == 0
-    request, digest = planned(made, target)
-    barrier = threading.Barrier(len(RANKS))
-
-    def work(rank: int) -> Manifest | None:
-        barrier.wait()
-        time.sleep(0.002 * (rank * seed % 7))
-        write(request, str(rank))
-        return commit_if_complete(str(target), digest, ranks=RANKS)
-
-    with ThreadPoolExecutor(len(RANKS)) as pool:
-        found = [manifest for manifest in pool.map(work, RANKS) if manifest is not None]
-    assert found
-    assert {manifest.ranks for manifest in found} == {"0-5"}
+    write_together(made, str(target), seed)
     assert right(made, target)
     assert leftovers(target) == []
+
+
+@pytest.mark.parametrize("seed", range(effort.share(20)))
+def test_one_of_them_commits_in_a_bucket(made: disk.Checkpoint, server: thin_s3.ThinServer, seed: int) -> None:
+    write_together(made, "s3://bucket/out", seed)
+    assert [key for _, key in server.objects if "/.reshard/" in key] == []
 
 
 @pytest.mark.parametrize("files", RANKS)
