@@ -28,8 +28,8 @@ _SECONDS = 30.0
 _MOST_WAITING = 50
 _MOST_FAILED = 200
 # Reading more pods than this for the report of a commit takes longer than a commit step, which finds the checkpoint complete.
-_MOST_SUCCEEDED = 5000
-_SUCCEEDED_AT_ONCE = 200
+_MOST_READ = 5000
+_READ_AT_ONCE = 200
 _PAGE = 500
 # Pods that start within this time need no diagnosis.
 _USUAL_START = timedelta(seconds=5)
@@ -224,6 +224,8 @@ class Cluster:
         if job is not None:
             # Find out why some do not progress.
             waiting = await self._list(place, ranks, "status.phase=Pending", _MOST_WAITING)
+            if not waiting and job.ends and (committing := await self._committing(place, ranks)):
+                return pods + committing, []
             if not waiting and not job.runs:
                 waiting = await self._list(place, ranks, "status.phase=Running", _PAGE)
             pods += map(Pod, waiting)
@@ -240,10 +242,10 @@ class Cluster:
     async def _committing(self, place: str, labels: str) -> list[Pod]:
         """Return the pod that reports a commit, if it is among the first ones. Any index can be the last to be finished."""
         read = 0
-        async for items in self._pages(place, labels, "status.phase=Succeeded", _SUCCEEDED_AT_ONCE):
+        async for items in self._pages(place, labels, "", _READ_AT_ONCE):
             if (found := next((pod for pod in map(Pod, items) if pod.committed is not None), None)) is not None:
                 return [found]
-            if (read := read + len(items)) >= _MOST_SUCCEEDED:
+            if (read := read + len(items)) >= _MOST_READ:
                 break
         return []
 

@@ -32,6 +32,8 @@ STEPS = ("plan", "ranks", "commit", "transform")
 # Number of runs of a step whose result cannot be read.
 MOST_RUNS = 3
 _LONGEST_BASE = 34
+# Pods at the end of a Job. While there are more, all of them are not listed.
+_FEW = 50
 
 Object = dict[str, Any]
 
@@ -179,6 +181,13 @@ class Job(Kept):
         active = int(self.status.get("active") or 0)
         return active > 0 and int(self.status.get("ready") or 0) >= active
 
+    @property
+    def ends(self) -> bool:
+        """True if a few indexes have not succeeded yet, and none of their pods is ready any more: their containers have ended."""
+        active = int(self.status.get("active") or 0)
+        done = len(self.indexes("completedIndexes"))
+        return 0 < active <= _FEW and not self.status.get("ready") and done + active >= int(self.spec["completions"])
+
     def indexes(self, field_name: str) -> tuple[int, ...]:
         """Return the completion indexes in a field of the status, such as "0,3-5"."""
         text = self.status.get(field_name) or ""
@@ -260,9 +269,14 @@ class Pod(Kept):
         return decode_message(str(self.terminated.get("message") or ""), kind)
 
     @property
+    def succeeded(self) -> bool:
+        """True if the container has succeeded. The phase of the pod follows about a second later, and then its Job."""
+        return "exitCode" in self.terminated and int(self.terminated["exitCode"]) == 0
+
+    @property
     def committed(self) -> CommitMessage | None:
         """The report of the commit, if this is the pod of the ranks step that completed the checkpoint."""
-        if self.phase != "Succeeded":
+        if not self.succeeded:
             return None
         try:
             return self.result(RanksMessage).committed
@@ -369,32 +383,32 @@ class Seen:
         return max(found, key=lambda event: event.last_seen, default=None)
 
     def read_result(self, step: str, kind: type[M]) -> M | None:
-        """Return the result of a completed step, or None if the step is not complete or its pod was deleted.
+        """Return the result of a step as soon as its container has succeeded, or None before that, or if the pod was deleted.
 
         Raises:
             UnreadableMessageError: the termination message cannot be read.
         """
         job = self.jobs.get(step)
-        if job is None or not job.complete:
+        if job is None or job.failed is not None:
             return None
-        succeeded = next((pod for pod in self.pods_of(job) if pod.phase == "Succeeded"), None)
+        succeeded = next((pod for pod in self.pods_of(job) if pod.succeeded), None)
         return succeeded.result(kind) if succeeded is not None else None
 
     def result(self, step: str, kind: type[M]) -> M | None:
-        """Return the result of a completed step, or None if there is none or it cannot be read."""
+        """Return the result of a step, or None if there is none or it cannot be read."""
         try:
             return self.read_result(step, kind)
         except UnreadableMessageError:
             return None
 
     def committed(self) -> CommitMessage | None:
-        """Return the report of the commit: of its step, of a pod of the completed ranks step, or of the only pod."""
+        """Return the report of the commit: of its step, of a pod of the ranks step, or of the only pod."""
         if (found := self.result("commit", CommitMessage)) is not None:
             return found
         if (done := self.result("transform", TransformMessage)) is not None:
             return done.committed
         job = self.jobs.get("ranks")
-        pods = self.pods_of(job) if job is not None and job.complete else ()
+        pods = self.pods_of(job) if job is not None and job.failed is None else ()
         return next((found for pod in pods if (found := pod.committed) is not None), None)
 
 

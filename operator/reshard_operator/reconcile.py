@@ -10,6 +10,7 @@ killed at any time.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -39,6 +40,9 @@ _FAILED = {"plan": "PlanFailed", "ranks": "RanksFailed", "commit": "CommitFailed
 # Delay until the next reconcile for changes that no watch reports: pods of other transforms, pods that cannot start.
 _LOOK_AGAIN_SECONDS = 5.0
 _SOON_SECONDS = 1.0
+# The end of a container is noticed at most this much of its Job's age late, before Kubernetes completes the Job.
+_LATE = 1 / 8
+_LEAST_LATE_SECONDS = 0.5
 _SUSPENDED = State(Phase.SUSPENDED, "Suspended", "set spec.suspend to false to resume")
 
 
@@ -211,7 +215,7 @@ def _step(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details:
         return _tell(seen, queued, details, None, *actions)
     trouble = diagnosis.waiting_for(seen, job, doing.phase)
     if trouble is None:
-        look_again = None if job.runs else _LOOK_AGAIN_SECONDS
+        look_again = _look_again(seen, step, job)
         progress = _progress(step, job.name, seen.runs[step], details)
         return _tell(seen, replace(doing, message=progress), details, look_again, *actions)
     deadline = spec.execution.startup_deadline_seconds
@@ -220,6 +224,16 @@ def _step(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details:
             seen, "PodsNotStarting", f"pods could not start for {deadline} s: {trouble.reason}: {trouble.message}", details
         )
     return _tell(seen, trouble, details, _LOOK_AGAIN_SECONDS, *actions)
+
+
+def _look_again(seen: Seen, step: str, job: Job) -> float | None:
+    """Return the delay until the next look at a Job without trouble."""
+    started = job.status.get("startTime")
+    if started is None or not job.runs:
+        return _LOOK_AGAIN_SECONDS
+    if step == "ranks":
+        return None
+    return max(_LEAST_LATE_SECONDS, (seen.now - datetime.fromisoformat(started)).total_seconds() * _LATE)
 
 
 def _begin(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details: Object | None) -> Decision:
@@ -346,14 +360,19 @@ def _has_ended(seen: Seen) -> bool:
 
 
 def _clear_up(seen: Seen) -> Decision:
-    """Return the decision for a transform that has ended: delete running Jobs, and set the TTL of the others."""
+    """Return the decision for a transform that has ended: delete running Jobs, and set the TTL of the others.
+
+    After a success, pods whose containers have succeeded end by themselves, and then their Jobs, unless these are suspended.
+    """
     spec, transform = seen.transform.spec, seen.transform
+    failed = transform.status["phase"] == Phase.FAILED.value
     actions: list[Action] = []
     for job in (*seen.jobs.values(), *seen.old_jobs):
         if job.deleting:
             continue
         if not job.ended:
-            actions.append(Delete(job))
+            if failed or job.spec.get("suspend") or job in seen.old_jobs:
+                actions.append(Delete(job))
         elif spec is not None and "ttlSecondsAfterFinished" not in job.spec:
             actions.append(Patch(job, {"ttlSecondsAfterFinished": spec.execution.ttl_seconds_after_finished}))
     status = None

@@ -84,7 +84,7 @@ def test_events_report_each_phase(stage: Stage) -> None:
         events: list[Any] = stage.core.list_namespaced_event(stage.namespace, field_selector="involvedObject.name=events").items
         return {event.reason for event in events}
 
-    wait_for(lambda: {"Planning", "Resharding", "Committing", "Complete"} <= reasons())
+    wait_for(lambda: {"Planning", "Resharding", "Complete"} <= reasons())
 
 
 @pytest.mark.usefixtures("operator")

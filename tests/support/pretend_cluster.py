@@ -81,6 +81,7 @@ class PretendCluster:
     Attributes:
         others: Jobs of other transforms with the same target.
         outcome: what a pod of a step (and, of the ranks, of an index) leaves: an exit code and its message, text or to be JSON.
+        lags: whether Jobs notice the end of their pods one step later.
         keeps_start_time: whether a suspended Job keeps its startTime until it is resumed, as before Kubernetes 1.37.
     """
 
@@ -95,12 +96,24 @@ class PretendCluster:
     outcome: Callable[[str, int], tuple[int, object]] = field(
         default=lambda step, _: (0, {"plan": PLAN, "ranks": RANKS, "commit": COMMIT, "transform": TRANSFORM}[step])
     )
+    lags: bool = False
     keeps_start_time: bool = False
     _serial: int = 0
 
     @property
     def status(self) -> dict[str, Any]:
         return self.resource.get("status") or {}
+
+    @property
+    def working(self) -> list[str]:
+        """Jobs that may still have pods whose containers run or are to be started."""
+        pods = [Pod(pod) for pod in self.pods]
+        ended = {pod.owner for pod in pods if not pod.alive} - {pod.owner for pod in pods if pod.alive}
+        return [
+            name
+            for name, job in self.jobs.items()
+            if not (Job(job).condition("Suspended") or Job(job).ended or job["metadata"]["uid"] in ended)
+        ]
 
     def change(self, **spec: Any) -> None:
         """Edit the spec, as a user does."""
@@ -173,15 +186,17 @@ class PretendCluster:
         if status.get("conditions") or "startTime" not in status:
             status["startTime"] = self.now.isoformat()
         status["conditions"] = []
-        alive = [pod for pod in mine if Pod(pod).alive]
-        for pod in alive:
-            self._end(pod)
-        ended = {Pod(pod).index: pod for pod in mine if not Pod(pod).alive}
+        before = [pod for pod in mine if not Pod(pod).alive]
+        for pod in mine:
+            if Pod(pod).alive:
+                self._end(pod)
+        ended = {Pod(pod).index: pod for pod in (before if self.lags else mine)}
         done = sorted(i for i, pod in ended.items() if Pod(pod).phase == "Succeeded")
         failed = sorted(i for i, pod in ended.items() if Pod(pod).phase == "Failed")
         waiting = [i for i in range(spec["completions"]) if i not in ended]
         for index in waiting[: spec["parallelism"]]:
-            self._start(job, index)
+            if not any(Pod(pod).index == index for pod in mine):
+                self._start(job, index)
         status |= {"active": len(waiting[: spec["parallelism"]]), "failed": len(failed)}
         status["ready"] = status["active"]
         status |= {"completedIndexes": ",".join(map(str, done)), "failedIndexes": ",".join(map(str, failed))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from catalogue import CATALOGUE
@@ -16,7 +16,7 @@ from pretend_cluster import COMMIT, CONFIG, PLAN, PretendCluster, committing, co
 from reshard.errors import documentation
 from reshard_operator.jobs import holds_target
 from reshard_operator.observation import Job, Pod, Transform
-from reshard_operator.reconcile import Create, Patch, reconcile, refused
+from reshard_operator.reconcile import Create, Delete, Patch, reconcile, refused
 from reshard_operator.status import event, only_counts_differ
 
 if TYPE_CHECKING:
@@ -54,15 +54,40 @@ def test_a_commit_whose_report_was_deleted_is_repeated() -> None:
     assert [name.rpartition("-")[2] for name in cluster.created] == ["plan", "ranks", "commit"]
 
 
-def test_a_commit_counts_once_all_pods_have_ended() -> None:
-    """Those that run could still write."""
-    cluster = PretendCluster(resource(execution={"parallelism": 5}), outcome=committing)
-    while not any(Pod(pod).committed for pod in cluster.pods):
-        cluster.work()
+@pytest.mark.parametrize(
+    ("outcome", "spec"), [(committing, {}), (PretendCluster().outcome, {"execution": {"mode": "SinglePod"}})]
+)
+def test_containers_end_before_their_jobs(outcome: Callable[[str, int], tuple[int, object]], spec: dict[str, Any]) -> None:
+    """The operator does not wait for Jobs whose results it knows, and leaves them to end by themselves."""
+    cluster = PretendCluster(resource(**spec), outcome=outcome, lags=True)
+    while cluster.work().status["phase"] != "Complete":
+        assert not any(Job(job).complete for job in list(cluster.jobs.values())[-1:])
         cluster.advance()
-    assert cluster.work().status["phase"] == "Resharding"
+    assert not Job(list(cluster.jobs.values())[-1]).ended
+    assert not any(isinstance(action, Delete) for action in cluster.decide().actions)
+    names = set(cluster.jobs)
     cluster.settle()
-    assert cluster.status["phase"] == "Complete"
+    assert set(cluster.jobs) == names
+    assert all(job["spec"]["ttlSecondsAfterFinished"] == 3600 for job in cluster.jobs.values())
+
+
+def test_a_job_that_cannot_end_is_deleted_after_the_commit() -> None:
+    cluster = PretendCluster(outcome=committing, lags=True)
+    while cluster.work().status["phase"] != "Complete":
+        cluster.advance()
+    ranks = next(name for name in cluster.jobs if name.endswith("ranks"))
+    cluster.jobs[ranks]["spec"]["suspend"] = True  # by Kueue
+    cluster.settle()
+    assert ranks not in cluster.jobs
+
+
+def test_a_short_plan_is_looked_at_often_and_a_long_one_rarely() -> None:
+    cluster = PretendCluster()
+    cluster.work()
+    cluster.advance()
+    assert cluster.work().look_again_seconds == 0.5
+    cluster.now += timedelta(minutes=10)
+    assert cluster.work().look_again_seconds == 75
 
 
 def test_a_part_that_is_not_the_last() -> None:
@@ -336,13 +361,21 @@ MOMENTS = ["work", "lost", "advance", "twice", "suspend", "resume", "parallel", 
 
 
 @examples(300)
-@given(moments=st.lists(st.sampled_from(MOMENTS), max_size=60), fails=st.booleans(), index=st.booleans(), last=st.booleans())
-def test_any_order_repetition_or_loss_ends_in_the_same_state(*, moments: list[str], fails: bool, index: bool, last: bool) -> None:
+@given(
+    moments=st.lists(st.sampled_from(MOMENTS), max_size=60),
+    fails=st.booleans(),
+    index=st.booleans(),
+    last=st.booleans(),
+    lags=st.booleans(),
+)
+def test_any_order_repetition_or_loss_ends_in_the_same_state(
+    *, moments: list[str], fails: bool, index: bool, last: bool, lags: bool
+) -> None:
     """`lost`: the operator is killed between its actions and its status; `twice`: two replicas decide from one observation."""
     usual = committing if last else PretendCluster().outcome
     said = {"reason": "Truncated", "message": "m", "exitCode": 65}
     outcome = failing("commit", 65, said) if index else failing("ranks", 65, said, (2,))
-    cluster = PretendCluster(resource(**(INDEX if index else {})), outcome=outcome if fails else usual)
+    cluster = PretendCluster(resource(**(INDEX if index else {})), outcome=outcome if fails else usual, lags=lags)
     execution = {"parallelism": 8, "attempt": 1}
     for moment in moments:
         if moment == "advance":
@@ -369,8 +402,7 @@ def test_any_order_repetition_or_loss_ends_in_the_same_state(*, moments: list[st
             cluster.carry_out(decision, status_lost=True)
         else:
             cluster.work(status_lost=moment == "lost")
-        alive = [name for name, job in cluster.jobs.items() if not job["status"].get("conditions")]
-        assert len(alive) <= 1
+        assert len(cluster.working) <= 1
     cluster.resource["spec"].pop("sauce", None)
     cluster.change(suspend=False)
     cluster.settle(60)
