@@ -63,7 +63,7 @@ import json, sys, time, torch
 from torch.distributed.checkpoint import FileSystemReader, load
 reader = FileSystemReader(sys.argv[1])
 tensors = reader.read_metadata().state_dict_metadata
-for _ in range(2):
+for _ in range(int(sys.argv[2])):
     state = {name: torch.empty(each.size, dtype=each.properties.dtype) for name, each in tensors.items()}
     began, processor = time.perf_counter(), time.process_time()
     load(state, storage_reader=reader, no_dist=True)
@@ -250,7 +250,11 @@ def measure(name: str, base: str, runs: int, *, cold: bool = False) -> dict[str,
     if load.dcp and os.environ.get("TORCH"):
         times["torch"] = []
         for _ in range(runs):
-            done = subprocess.run([os.environ["TORCH"], "-c", _TORCH, f"{base}/torch-dcp"], check=True, capture_output=True)
+            if cold:
+                forget(path for path in Path(base).rglob("*") if path.is_file())
+            done = subprocess.run(
+                [os.environ["TORCH"], "-c", _TORCH, f"{base}/torch-dcp", "1" if cold else "2"], check=True, capture_output=True
+            )
             times["torch"].append(tuple(json.loads(done.stdout).values()))
     first = next(iter(times.values()))
     results = {
