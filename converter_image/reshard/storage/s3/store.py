@@ -26,7 +26,6 @@ from reshard.storage.traffic import current_meter
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
-    from mmap import mmap
 
     from reshard.spec.storage_options import Link, StorageOptions
     from reshard.storage.protocol import Store
@@ -85,7 +84,7 @@ class S3Store:
         self._checksums = Checksums(storage_options.checksums, self._client, self._named(PROBE))
         self._deleter = Deleter(self._client, bucket)
         self._uploads = Uploads(self._client, bucket, f"{prefix}/" if prefix else "", self._key(PROBE), self._clock)
-        self._idle: list[mmap] = []  # buffers of writers, of one size because all ranks' files are alike
+        self._idle: list[memoryview] = []  # buffers of writers, of one size because all ranks' files are alike
         self.url = f"{SCHEME}{bucket}" + (f"/{prefix}" if prefix else "")
         self.remote = True
         self.renames = False

@@ -6,11 +6,11 @@ import contextlib
 import threading
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from mmap import mmap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from botocore import exceptions as boto
 
+from reshard.storage.buffers import buffers as mapped
 from reshard.storage.s3.checksums import checksum, completed_part, create_upload, headers_of
 from reshard.storage.s3.failures import code_of, failures
 from reshard.storage.s3.parts import buffers, copies, part_size
@@ -79,8 +79,8 @@ class _Upload(NamedTuple):
 class S3Writer:
     """A new object. It appears when `finish` completes the upload.
 
-    Memory for `buffers()` parts is allocated on demand and reused. It is mapped instead of allocated on the heap, which would
-    fragment and grow. Content that fits into one part is sent with one request at the end.
+    Memory for `buffers()` parts is allocated on demand and reused. Content that fits into one part is sent with one request at
+    the end.
 
     Args:
         client: S3 client.
@@ -98,7 +98,7 @@ class S3Writer:
         client: BaseClient,
         named: dict[str, str],
         checksums: Checksums,
-        idle: list[mmap],
+        idle: list[memoryview],
         check: Callable[[], None],
         *,
         size: int | None,
@@ -113,7 +113,7 @@ class S3Writer:
         self._room = threading.Semaphore(buffers(size, memory))
         self._pool = ThreadPoolExecutor(buffers(size, memory) - 1, thread_name_prefix="reshard-upload")
         self._idle = idle
-        self._filling: mmap | None = None
+        self._filling: memoryview | None = None
         self._filled = 0
         self._mark = uuid.uuid4().hex
         self._upload: _Upload | None = None
@@ -222,13 +222,13 @@ class S3Writer:
             self._idle.append(self._filling)
         self._filling = None
 
-    def _buffer(self) -> mmap:
+    def _buffer(self) -> memoryview:
         self._room.acquire()
         self._check()
         with contextlib.suppress(IndexError):
             if len(buffer := self._idle.pop()) == self._part_bytes:
                 return buffer
-        return mmap(-1, self._part_bytes)
+        return mapped(self._part_bytes, 1)[0]
 
     def _send(self) -> None:
         """Pass the filled part to another thread, which sends it."""
@@ -248,10 +248,10 @@ class S3Writer:
                 self._upload = _Upload(upload, kind, part)
         return self._upload
 
-    def _send_part(self, number: int, upload: _Upload, buffer: mmap, filled: int) -> dict[str, Any]:
+    def _send_part(self, number: int, upload: _Upload, buffer: memoryview, filled: int) -> dict[str, Any]:
         try:
             self._cancelled()
-            content = memoryview(buffer)[:filled]
+            content = buffer[:filled]
             carried = checksum(upload.kind, content)
             sent = upload.part.send(headers_of(carried), Body(content), partNumber=number)
             if isinstance(sent, Answer):
