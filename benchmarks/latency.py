@@ -12,12 +12,13 @@ import json
 import multiprocessing
 import os
 import resource
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,11 @@ def delayed(server: Server, seconds: float) -> Iterator[Server]:
     proxy = multiprocessing.get_context("spawn").Process(target=_serve, args=(port, upstream, seconds))
     proxy.start()
     try:
+        while proxy.is_alive():
+            with suppress(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            time.sleep(0.05)
         yield Server(f"http://127.0.0.1:{port}", server.folder)
     finally:
         proxy.terminate()
