@@ -258,3 +258,21 @@ def test_a_key_of_one_tensor_among_many_occurs_twice(repeated: str) -> None:
     assert refused(file(whole.encode(), bytes(50))).reason == "HeaderInvalid"
     once = whole.replace(repeated, '"dtype":"I8"')
     assert len(safetensors.read_header(reader(file(once.encode(), bytes(50)))).structure.tensors) == 50
+
+
+@pytest.mark.parametrize("text", ["", "}", "},", "},:", '},\\"x', "{", "a}b"])
+@pytest.mark.parametrize("space", ["", " "])
+def test_metadata_is_read_wherever_it_is(text: str, space: str) -> None:
+    metadata = f'"__metadata__":{space}{{"format":"ms","a":"{text}"}}'
+    tensors = ",".join(f'"t{i}":{{"dtype":"I8","shape":[1],"data_offsets":[{i},{i + 1}]}}' for i in range(3))
+    first = safetensors.read_header(reader(file(f"{{{metadata},{tensors}}}".encode(), b"abc")))
+    last = safetensors.read_header(reader(file(f"{{{tensors},{metadata}}}".encode(), b"abc")))
+    assert first == last
+    assert first.structure.metadata == {"format": "ms", "a": text.replace("\\", "")}
+    assert [tensor.name for tensor in first.structure.tensors] == ["t0", "t1", "t2"]
+
+
+def test_a_name_that_metadata_reserves_is_no_tensor() -> None:
+    tensor = '{"dtype":"I8","shape":[1],"data_offsets":[0,1]}'
+    for header in (f'{{"t":{tensor},"__metadata__":{tensor}}}', f'{{"__metadata__":{{"a":"b"}},"__metadata__":{tensor}}}'):
+        assert refused(file(header.encode(), b"a")).reason in {"HeaderInvalid", "DuplicateParameter"}

@@ -124,8 +124,8 @@ def document(folder: Path) -> Manifest:
 def test_a_tree_is_converted_and_converted_back(tree: disk.Checkpoint, tmp_path: Path) -> None:
     there, back = tmp_path / "there", tmp_path / "back"
     assert main(["convert", str(tree.source), str(there), "--format", "safetensors", "--rename-pattern", "*=x.*"]) == 0
-    assert {p.name for p in document(there).parameters} == {"x.w", "x.m", "x.b", "x.step"}
-    assert {p.source_name for p in document(there).parameters} == {"w", "m", "b", "step"}
+    assert {p.name for p in document(there).parameters.records} == {"x.w", "x.m", "x.b", "x.step"}
+    assert {p.source_name for p in document(there).parameters.records} == {"w", "m", "b", "step"}
     assert main(["convert", str(there), str(back), "--format", "ckpt", "--rename-pattern", "x.*=*"]) == 0
     for rank, tensors in enumerate(tree.model.source()):
         assert same(rawfiles.read_ckpt((back / f"rank_{rank}" / "net-1_100.ckpt").read_bytes()), tensors)

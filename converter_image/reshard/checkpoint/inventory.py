@@ -61,7 +61,7 @@ class TensorEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     @property
     def nbytes(self) -> int:
         """Length of the content in bytes."""
-        return sum(length for _, length in self.extents)
+        return self.extents[0][1] if len(self.extents) == 1 else sum(length for _, length in self.extents)
 
     def located(self, start: int, length: int) -> Iterator[tuple[int, int]]:
         """Yield the ranges of the file that hold `length` bytes of the content from byte `start`, as (offset, length).

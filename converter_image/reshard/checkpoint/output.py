@@ -21,7 +21,7 @@ class OutputTensor(msgspec.Struct, frozen=True, gc=False):
         nbytes: length of the content in bytes.
         start: index of the slice's first element in the whole tensor. Default: 0 along each dimension.
         whole: lengths of the whole tensor. Default: `shape`.
-        keys: keys and positions that lead to the value in nested dicts and lists. Default: the name alone.
+        keys: keys and positions that lead to the value in nested dicts and lists. Empty: the name alone.
     """
 
     name: str
@@ -35,10 +35,8 @@ class OutputTensor(msgspec.Struct, frozen=True, gc=False):
     def __post_init__(self) -> None:
         if self.shape and not self.start:
             msgspec.structs.force_setattr(self, "start", (0,) * len(self.shape))
-        if not self.whole:
+        if self.shape and not self.whole:
             msgspec.structs.force_setattr(self, "whole", self.shape)
-        if not self.keys:
-            msgspec.structs.force_setattr(self, "keys", (self.name,))
 
 
 @dataclass(frozen=True, slots=True)

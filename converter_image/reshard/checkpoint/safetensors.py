@@ -43,6 +43,8 @@ class _Header(msgspec.Struct, gc=False):
 
 
 _TENSOR = msgspec.json.Decoder(_Header)
+_TENSORS = msgspec.json.Decoder(dict[str, _Header])
+_METADATA_FIRST = b'{"__metadata__":'
 _TENSOR_QUOTES = 2 * len(_Header.__struct_fields__) + 2  # around each key and the type
 _MAX_TENSOR_KEYS = 64
 
@@ -190,9 +192,9 @@ SAFETENSORS = SafetensorsFormat()
 
 def _header(tensors: Sequence[OutputTensor], metadata: Mapping[str, str], crc: int | None) -> bytes:
     """Return the part of the file before its contents, as the library writes it, padded to a multiple of 8 bytes."""
-    marks = dict(metadata)
-    if texts := [tensor.name for tensor in tensors if tensor.dtype == STRING]:
-        marks[_STRINGS] = msgspec.json.encode(texts).decode()
+    marks, dtypes = dict(metadata), {name: DTYPES[name] for name in {tensor.dtype for tensor in tensors}}
+    if STRING in dtypes:
+        marks[_STRINGS] = msgspec.json.encode([tensor.name for tensor in tensors if tensor.dtype == STRING]).decode()
     if crc is not None:
         marks[_CRC] = f"{crc:0{_CRC_DIGITS}d}"  # fixed length, so that the file size is known before the content
     reserved = {_METADATA, *marks}
@@ -205,16 +207,13 @@ def _header(tensors: Sequence[OutputTensor], metadata: Mapping[str, str], crc: i
                 fix="rename the parameter; unless the output is unified, you can also write .ckpt files: "
                 "--format ckpt (spec.target.format: Ckpt)",
             )
-    marks |= {tensor.name: INT4 for tensor in tensors if tensor.dtype == INT4}
+    marks |= {tensor.name: INT4 for tensor in tensors if tensor.dtype == INT4} if INT4 in dtypes else {}
     header: dict[str, object] = {_METADATA: marks} if marks else {}
-    offset = 0
+    end = 0
     for tensor in tensors:
-        header[tensor.name] = {
-            "dtype": DTYPES[tensor.dtype].safetensors,
-            "shape": DTYPES[tensor.dtype].count_values(tensor.shape),
-            "data_offsets": (offset, offset + tensor.nbytes),
-        }
-        offset += tensor.nbytes
+        dtype, first, end = dtypes[tensor.dtype], end, end + tensor.nbytes
+        shape = tensor.shape if dtype.values == 1 else dtype.count_values(tensor.shape)
+        header[tensor.name] = _Header(dtype.safetensors or "", shape, (first, end))
     encoded = msgspec.json.encode(header)
     encoded += b" " * (-len(encoded) % 8)
     if len(encoded) > MAX_HEADER_BYTES:
@@ -230,37 +229,23 @@ def _header(tensors: Sequence[OutputTensor], metadata: Mapping[str, str], crc: i
 def _parse(reader: RangeReader, header: bytes, begin: int) -> tuple[Structure, int | None]:
     """Return the structure and the CRC32 in a header."""
     try:
-        found = pairs(header, MAX_TENSORS + 1, msgspec.Raw)  # plus one for the metadata
-        marks = [dict(pairs(raw, _MAX_MARKS, str)) for name, raw in found if name == _METADATA]
-        decode = _TENSOR.decode if _without_further_keys(header, len(found), marks) else _tensor
-        tensors = [(name, decode(raw)) for name, raw in found if name != _METADATA]
+        metadata, tensors = _usual(header) or _any(reader, header)
     except TooManyError as error:
         raise _damaged(reader, f"the header is too large: {error}", reason="TooManyTensors") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _damaged(reader, f"the header is invalid: {error}", reason="HeaderInvalid") from None
-    if len(marks) > 1 or len({name for name, _ in tensors}) != len(tensors):
-        twice = next((name for name, count in Counter(name for name, _ in tensors).items() if count > 1), _METADATA)
-        raise DataError(
-            "DuplicateParameter",
-            "the parameter occurs twice in the header",
-            where=f"{reader.name}: parameter {twice}",
-            fix="the file is damaged; restore it",
-        )
-    metadata = marks[0] if marks else {}
     crc = _crc(reader, metadata.pop(_CRC, None))
     texts = _texts(reader, metadata.pop(_STRINGS, None))
     known: dict[tuple[str, tuple[int, ...]], tuple[str, tuple[int, ...], int]] = {}
     entries = []
-    for name, tensor in tensors:
-        kind = known.get((tensor.dtype, tensor.shape))
-        if kind is None or name in metadata or name in texts:
+    for name, tensor in tensors.items():
+        kind, (first, end) = known.get((tensor.dtype, tensor.shape)), tensor.data_offsets
+        if kind is None or end - first != kind[2] or first < 0 or name in metadata or name in texts:
             entry = _entry(reader, name, tensor, begin, metadata, texts)
             if name not in texts and entry.dtype != INT4:
                 known[tensor.dtype, tensor.shape] = (entry.dtype, entry.shape, entry.nbytes)
         else:
-            dtype, shape, nbytes = kind
-            _check_offsets(reader, name, tensor, nbytes)
-            entry = TensorEntry(name, dtype, shape, ((begin + tensor.data_offsets[0], nbytes),))
+            entry = TensorEntry(name, kind[0], kind[1], ((begin + first, kind[2]),))
         entries.append(entry)
     entries.sort(key=lambda entry: entry.extents)
     at = begin
@@ -271,16 +256,52 @@ def _parse(reader: RangeReader, header: bytes, begin: int) -> tuple[Structure, i
     return Structure("safetensors", tuple(entries), metadata), crc
 
 
-def _without_further_keys(header: bytes, entries: int, marks: Sequence[Mapping[str, str]]) -> bool:
-    """Return whether all keys of a header are known, so that none of them occurs twice: it contains no other strings.
+_Found = tuple[dict[str, str], dict[str, _Header]]  # metadata, and tensors by name
 
-    Args:
-        header: the header, in which every tensor has its three keys.
-        entries: number of its entries.
-        marks: the metadata among them, if any. Its own keys may occur twice.
+
+def _usual(header: bytes) -> _Found | None:
+    """Return what a header contains in the form in which most programs write it, which takes the least time to read.
+
+    It contains the metadata first, if any, no escapes, and only known keys. Without other strings, no key occurs twice.
+    None: the header has another form, or is damaged.
     """
-    strings = (entries - len(marks)) * (_TENSOR_QUOTES // 2 + 1) + sum(1 + 2 * len(each) for each in marks)
-    return b"\\" not in header and header.count(b'"') == 2 * strings
+    quotes = header.count(b'"')
+    if b"\\" in header or quotes > (MAX_TENSORS + 1) * (_TENSOR_QUOTES + 2):
+        return None
+    metadata: dict[str, str] = {}
+    try:
+        if header.startswith(_METADATA_FIRST):
+            # If a string contains this brace, the text up to it is not JSON.
+            end = header.index(b"}") + 1
+            metadata = msgspec.json.decode(header[len(_METADATA_FIRST) : end], type=dict[str, str])
+            if header[end : end + 1] != b",":
+                return None
+            quotes -= 2 + 4 * len(metadata)
+            header = b"{" + header[end + 1 :]
+        tensors = _TENSORS.decode(header)
+    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
+        return None
+    return None if quotes != len(tensors) * (_TENSOR_QUOTES + 2) or _METADATA in tensors else (metadata, tensors)
+
+
+def _any(reader: RangeReader, header: bytes) -> _Found:
+    """Return what a header in any form contains.
+
+    Raises:
+        DataError: a name occurs twice.
+        msgspec.DecodeError, UnicodeDecodeError, RecursionError: the header is invalid.
+    """
+    found = pairs(header, MAX_TENSORS + 1, msgspec.Raw)  # plus one for the metadata
+    if twice := next((name for name, count in Counter(name for name, _ in found).items() if count > 1), None):
+        raise DataError(
+            "DuplicateParameter",
+            "the parameter occurs twice in the header",
+            where=f"{reader.name}: parameter {twice}",
+            fix="the file is damaged; restore it",
+        )
+    raws = dict(found)
+    metadata = dict(pairs(raws.pop(_METADATA), _MAX_MARKS, str)) if _METADATA in raws else {}
+    return metadata, {name: _tensor(raw) for name, raw in raws.items()}
 
 
 def _tensor(raw: msgspec.Raw) -> _Header:

@@ -87,6 +87,7 @@ class Task:
     planned: bool = False
     layout: LayoutDocument | None = None
     carried: Mapping[str, bytes] = field(default_factory=dict)
+    _sizes: dict[int, int] = field(default_factory=dict, compare=False)  # before encryption, by `Planner.alike`
 
     @property
     def model(self) -> Model:
@@ -138,15 +139,17 @@ class Task:
         name that it leaves out to the equal tensor that it keeps. An entry whose tensor is not in the file has no effect.
         transformers before version 5 refuses unknown formats. MindSpore accepts all formats.
         """
-        names = {p.name for p in self.planner.parameters(rank) if p.dtype != INT4}
         inventory, removed = self.model.inventory, self.planner.remove_redundancy
         own = self.own_file(rank)
         structure = inventory.structures[own.structure if own is not None else 0]
-        gone = {entry.name for entry in structure.tensors} - {p.name for p in self.planner.parameters(rank)}
-        found = {key: text for key, text in structure.metadata.items() if text not in gone} or {"format": "ms"}
+        found = dict(structure.metadata)
+        mentioned = {*found, *found.values(), "format", "remove_redundancy"}
+        held = {p.name: p.dtype for p in self.planner.parameters(rank) if p.name in mentioned}
+        gone = {entry.name for entry in structure.tensors if entry.name in mentioned} - held.keys()
+        found = {key: text for key, text in found.items() if text not in gone} or {"format": "ms"}
         if own is None and (removed or "remove_redundancy" in found):
             found["remove_redundancy"] = str(removed)
-        return {key: text for key, text in found.items() if key not in names}
+        return {key: text for key, text in found.items() if held.get(key, INT4) == INT4}
 
     def tensors(self, rank: int) -> tuple[OutputTensor, ...]:
         """Return the tensors of a target rank's file, in the order of the file and of the rank's plan.
@@ -180,19 +183,16 @@ class Task:
         Raises:
             DataError, OutputError, RequestError: the file cannot be created.
         """
-        plain = self.output.file_size(self.tensors(rank), self.metadata(rank), crc=self.request.options.crc)
+        alike = self.planner.alike(rank)
+        plain = self._sizes.get(alike)
+        if plain is None:
+            plain = self.output.file_size(self.tensors(rank), self.metadata(rank), crc=self.request.options.crc)
+            self._sizes[alike] = plain
         return plain if self.cipher is None else sealed_size(self.cipher, plain)
 
     def file_sizes(self, ranks: Iterable[int]) -> dict[int, int]:
-        """Return the file size of several target ranks. It is calculated once for equal ranks."""
-        known: dict[int, int] = {}
-        sizes = {}
-        for rank in ranks:
-            alike = self.planner.alike(rank)
-            if alike not in known:
-                known[alike] = self.file_size(rank)
-            sizes[rank] = known[alike]
-        return sizes
+        """Return the file size of several target ranks."""
+        return {rank: self.file_size(rank) for rank in ranks}
 
     def path(self, rank: int) -> str:
         """Return the path of a target rank's file, relative to the target."""
@@ -226,7 +226,10 @@ def output_tensors(planner: Planner, rank: int) -> tuple[OutputTensor, ...]:
     for kind in planner.members(rank):
         box, dtype = kind.box(rank % planner.model.target_devices), kind.target_dtype
         described[kind] = (dtype, box.shape, box.size * DTYPES[dtype].itemsize, box.start, kind.target_shape)
-    return tuple(OutputTensor(p.name, *described[p.kind], keys_of(planner.model, p)) for p in planner.parameters(rank))
+    parameters, nested = planner.parameters(rank), planner.model.inventory.keys
+    if not nested:
+        return tuple([OutputTensor(p.name, *described[p.kind]) for p in parameters])
+    return tuple([OutputTensor(p.name, *described[p.kind], keys_of(planner.model, p)) for p in parameters])
 
 
 def keys_of(model: Model, parameter: Parameter) -> Keys:

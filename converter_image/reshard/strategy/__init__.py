@@ -136,7 +136,8 @@ class Strategy:
 
     def canonical(self) -> bytes:
         """Return equal bytes for equal layouts of equal parameters, regardless of the form and order of the files."""
-        stages: list[Any] = [{name: _essence(stage[name]) for name in sorted(stage)} for stage in self.stages]
+        essences = {id(layout): _essence(layout) for stage in self.stages for layout in stage.values()}  # few are distinct
+        stages: list[Any] = [{name: essences[id(stage[name])] for name in sorted(stage)} for stage in self.stages]
         for position, shapes in enumerate(self.shapes):
             for name, shape in shapes.items():
                 if joinable(self.stages[position][name], shape):

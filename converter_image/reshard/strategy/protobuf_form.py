@@ -59,6 +59,7 @@ _PACKAGE = "reshard.straspb"
 _STAGE, _NODE, _LAYOUT = 1, 2, 3
 _RESTORE = 2  # in ParallelGroupMap
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
+_ITEM_TAGS = (1 << 3 | _DELIMITED, 2 << 3 | _DELIMITED)  # of the name and the content
 _MAX_ITEM_BYTES = 4 * MAX_NAME_LENGTH + MAX_RECORD_BYTES + 16
 _MAX_UNKNOWN_FIELDS = 1024
 # The limit for communication group files: more than any cluster has ranks.
@@ -206,14 +207,38 @@ def _item(content: bytes, start: int, end: int) -> tuple[str, bytes]:
     """Return the name and the content of an item."""
     if end - start > _MAX_ITEM_BYTES:
         raise MalformedError(f"the item at byte {start} is too long ({end - start} bytes)")
-    item = _parsed("Item", content[start:end])
-    raw = b"".join(item.content)
-    if not item.content or len(raw) > MAX_RECORD_BYTES:
+    name, raw = _usual_item(content, start, end) or _any_item(content, start, end)
+    if len(raw) > MAX_RECORD_BYTES:
         raise MalformedError(f"the content of the item at byte {start} is too long ({len(raw)} bytes)")
     try:
-        return checked_name(item.name.decode()), raw
+        return checked_name(name.decode()), raw
     except UnicodeDecodeError:
         raise MalformedError(f"the name in the item at byte {start} is not UTF-8") from None
+
+
+def _usual_item(content: bytes, start: int, end: int) -> tuple[bytes, bytes] | None:
+    """Return the name and the content of an item in the encoding of every writer: the two fields once, in their order.
+
+    None: the item has another encoding, or is damaged. Parsing it as a message takes longer.
+    """
+    found, at = [], start
+    for tag in _ITEM_TAGS:
+        if at >= end or content[at] != tag:
+            return None
+        try:
+            length, at = _varint(content, at + 1)
+        except (IndexError, MalformedError):
+            return None
+        found.append(content[at : at + length])
+        at += length
+    return (found[0], found[1]) if at == end else None
+
+
+def _any_item(content: bytes, start: int, end: int) -> tuple[bytes, bytes]:
+    item = _parsed("Item", content[start:end])
+    if not item.content:
+        raise MalformedError(f"the item at byte {start} has no content")
+    return item.name, b"".join(item.content)
 
 
 def _strategys(raw: bytes, name: str) -> tuple[int, tuple[tuple[int, ...], ...]]:
@@ -241,7 +266,8 @@ def _fields(content: bytes) -> Iterator[tuple[int, int, int, int]]:
     at, end = 0, len(content)
     try:
         while at < end:
-            tag, at = _varint(content, at)
+            tag = content[at]
+            tag, at = (tag, at + 1) if tag < 0x80 else _varint(content, at)
             number, kind = tag >> 3, tag & 7
             start = at
             if kind == _DELIMITED:

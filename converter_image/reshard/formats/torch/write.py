@@ -168,7 +168,8 @@ def _length(tensor: OutputTensor) -> int:
 
 
 def _value(tensor: OutputTensor, shards: list[Shard]) -> Value:
+    keys = tensor.keys or (tensor.name,)
     if tensor.dtype == OBJECT:
-        return Value(None, (), tensor.keys, shards)
+        return Value(None, (), keys, shards)
     shards.sort(key=lambda shard: shard.start or ())
-    return Value(DTYPES[tensor.dtype].torch, tensor.whole, tensor.keys, shards)
+    return Value(DTYPES[tensor.dtype].torch, tensor.whole, keys, shards)
