@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Hashable
 from itertools import accumulate
 from math import gcd
 from operator import mul
@@ -11,11 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from reshard.plan.fetched import Fetching
-from reshard.plan.passes import passes
+from reshard.plan.passes import File, passes
 from reshard.spec.ranks import Grouping
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from reshard.layout import Layout
     from reshard.plan.columns import Numbers
@@ -32,7 +33,7 @@ MOST_FETCHED = 1.2
 # If no grouping achieves this, larger groups must save this share of what smaller groups fetch.
 _LEAST_SAVED = 0.05
 # Groups with this many ranks in total are examined for each grouping, if so many are unlike each other. Others are like them.
-_EXAMINED = 1 << 10
+_EXAMINED = 1 << 9
 # Positions that are never alike, however far they are moved.
 _NO_PERIOD = 1 << 40
 
@@ -65,7 +66,7 @@ class Groupings:
 
     def __init__(self, planner: Planner, ranks: Sequence[int], limits: Limits | None, reading: Reading) -> None:
         self._planner, self._ranks, self._limits = planner, np.array(ranks, np.int64), limits
-        self._fetching = Fetching(planner, reading)
+        self._fetching, self._files = Fetching(planner, reading), dict[Hashable, File]()
         self._places, self._periods = _places(planner, self._ranks)
 
     def examine(self, grouping: Grouping) -> Option:
@@ -74,7 +75,9 @@ class Groupings:
         examined, total, groups = 0, 0, list["Passes"]()
         step = max(1, -(-sum(len(ranks) for ranks, _ in found) // _EXAMINED))
         for ranks, count in found[::step]:
-            divided = passes(self._planner, ranks, self._limits) if self._limits else tuple((rank,) for rank in ranks)
+            divided = (
+                passes(self._planner, ranks, self._limits, self._files) if self._limits else tuple((rank,) for rank in ranks)
+            )
             groups.append(divided)
             examined += count * len(ranks)
             total += count * sum(map(self._fetching.nbytes, divided))
@@ -140,7 +143,7 @@ def _places(planner: Planner, ranks: Numbers) -> tuple[Table, Numbers]:
     Returns:
         An array of shape (ranks, positions), and one with the length of its rows.
     """
-    if planner.model.same:  # files may have any content
+    if planner.model.same or planner.divides:  # the content of a file does not depend on such positions alone
         return ranks[:, None], np.array([_NO_PERIOD])
     stages, locals_ = np.divmod(ranks, planner.model.target_devices)
     classes: dict[Hashable, int] = {}

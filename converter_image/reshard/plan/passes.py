@@ -54,11 +54,21 @@ class Limits(NamedTuple):
     ranks: int = sys.maxsize
 
 
-def passes(planner: Planner, ranks: Iterable[int], limits: Limits) -> tuple[tuple[int, ...], ...]:
-    """Divide target ranks among as few passes as the limits allow. A rank that shares little with others has its own pass."""
-    found, alone, alike = list[list["_File"]](), list[int](), equal_targets(planner, ranks)
+def passes(
+    planner: Planner, ranks: Iterable[int], limits: Limits, known: dict[Hashable, File] | None = None
+) -> tuple[tuple[int, ...], ...]:
+    """Divide target ranks among as few passes as the limits allow. A rank that shares little with others has its own pass.
+
+    Args:
+        planner: planner of all target ranks.
+        ranks: ranks to divide.
+        limits: limits of a pass.
+        known: cache of the files with each content, for several calls with the same planner and limits.
+    """
+    known = {} if known is None else known
+    found, alone, alike = list[list["File"]](), list[int](), equal_targets(planner, ranks)
     alike = [tuple(some) for equal in alike for some in _cut(equal, limits.ranks if limits.equal else 1)]
-    for files in _connected([_File.of(planner, equal, limits.run) for equal in alike]):
+    for files in _connected([_file(planner, equal, limits.run, known) for equal in alike]):
         most = max(1, min(limits.files, limits.tensors // max(1, *(file.tensors for file in files))))
         most = min(most, limits.ranks // max(len(file.ranks) for file in files))
         for some in _cut(files, most):
@@ -71,17 +81,24 @@ def passes(planner: Planner, ranks: Iterable[int], limits: Limits) -> tuple[tupl
     return tuple(sorted([*map(_ranks, found), *((rank,) for rank in alone)]))
 
 
+def _file(planner: Planner, ranks: tuple[int, ...], run: int, known: dict[Hashable, File]) -> File:
+    content = _content(planner, ranks[0])
+    if content not in known:
+        known[content] = File.of(planner, ranks, run)
+    return known[content]._replace(ranks=ranks)
+
+
 def _cut(items: Sequence[T], most: int) -> list[list[T]]:
     """Divide a sequence into the fewest parts of at most `most` items, which have nearly the same length."""
     count = -(-len(items) // most)
     return [list(items[len(items) * i // count : len(items) * (i + 1) // count]) for i in range(count)]
 
 
-def _count(files: Iterable[_File]) -> int:
+def _count(files: Iterable[File]) -> int:
     return sum(len(file.ranks) for file in files)
 
 
-def _ranks(files: Iterable[_File]) -> tuple[int, ...]:
+def _ranks(files: Iterable[File]) -> tuple[int, ...]:
     return tuple(sorted(rank for file in files for rank in file.ranks))
 
 
@@ -109,7 +126,7 @@ def _copy(planner: Planner, kind: Kind, rank: int) -> Hashable:
     return tuple(ranks for _, ranks in planner.needs(kind, rank)) if own else None
 
 
-class _File(NamedTuple):
+class File(NamedTuple):
     """Ranks whose files are equal, and what these files may have in common with others.
 
     Attributes:
@@ -129,7 +146,7 @@ class _File(NamedTuple):
     runs: dict[Hashable, int]
 
     @classmethod
-    def of(cls, planner: Planner, ranks: tuple[int, ...], run: int) -> _File:
+    def of(cls, planner: Planner, ranks: tuple[int, ...], run: int) -> File:
         """Return the file of these ranks. Reads of less than `run` bytes are short."""
         rank = ranks[0]
         stage, local = divmod(rank, planner.model.target_devices)
@@ -163,7 +180,7 @@ def _has_short_runs(kind: Kind, local: int, cell: Cell, run: int) -> bool:
     return length < common.size and length * DTYPES[kind.dtype].itemsize < run
 
 
-def _connected(files: Sequence[_File]) -> list[list[_File]]:
+def _connected(files: Sequence[File]) -> list[list[File]]:
     """Divide files into groups that have nothing in common. In each group, files with much in common are adjacent."""
     leader = list(range(len(files)))
 
@@ -176,13 +193,13 @@ def _connected(files: Sequence[_File]) -> list[list[_File]]:
     for number, file in enumerate(files):
         for common in (*file.slices, *file.runs):
             leader[leader_of(number)] = leader_of(first.setdefault(common, number))
-    found: dict[int, list[_File]] = defaultdict(list)
+    found: dict[int, list[File]] = defaultdict(list)
     for number, file in enumerate(files):
         found[leader_of(number)].append(file)
     return [sorted(some, key=lambda file: file.place) for some in found.values()]
 
 
-def _saves(planner: Planner, files: Sequence[_File]) -> bool:
+def _saves(planner: Planner, files: Sequence[File]) -> bool:
     """Return whether a pass reads less than its ranks one by one, or in much longer runs."""
     ranks = _ranks(files)
     if len(ranks) < 2:
