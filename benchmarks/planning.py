@@ -10,11 +10,15 @@ from math import prod
 from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, TensorEntry
 from reshard.layout import Layout
 from reshard.plan import Planner, build_model, prove, summarize
+from reshard.plan.fetched import Reading
+from reshard.plan.groupings import Groupings, choose
+from reshard.plan.passes import Limits
 from reshard.strategy import Strategy
 
 LAYERS, HIDDEN, FFN, VOCABULARY, KV = 126, 16384, 53248, 128256, 1024
 ROWS, COLUMNS, WHOLE = ((1,), ()), ((), (1,)), ((),)  # axes are counted from the right: 0 is the optimizer's, 1 the tensors'
 
+_PARALLELISM = 8
 # name, whole shape, tensor map over (tensor parallel, data parallel), optimizer shards at the source and at the target
 LAYER = (
     ("attention.wq", (HIDDEN, HIDDEN), ROWS, 128, 64),
@@ -83,6 +87,11 @@ def main() -> None:
     one = time.perf_counter()
     summary = summarize(planner.model, planner, range(target.ranks))
     every = time.perf_counter()
+    processor = time.process_time()
+    limits, reading = Limits(64, 1 << 16, equal=True, few=8, run=64 << 10), Reading(16 << 10, 8 << 20)
+    groupings = Groupings(planner, range(target.ranks), limits, reading)
+    options = groupings.compare(_PARALLELISM, summary.bytes_distinct)
+    chosen, compared = choose(options, summary.bytes_distinct), time.process_time()
     print(
         json.dumps(
             {
@@ -93,6 +102,10 @@ def main() -> None:
                 "place_seconds": round(placed - prepared, 3),
                 "one_rank_seconds": round(one - placed, 3),
                 "all_ranks_seconds": round(every - one, 3),
+                "groupings_processor_seconds": round(compared - processor, 3),
+                "pods": chosen.pods,
+                "ranks_per_pod": chosen.grouping.size,
+                "fetched_of_distinct": [round(option.bytes_fetched / summary.bytes_distinct, 2) for option in options],
                 "copies": summary.copies,
                 "bytes": summary.bytes_needed,
                 "most_sources_of_a_rank": max(map(len, summary.sources.values())),

@@ -160,6 +160,30 @@ def test_stages_with_equal_parameters_are_alike() -> None:
     assert (option.pods, option.bytes_fetched, len(option.groups)) == (3, 2 * 256 + 64, 2)
 
 
+def test_replicas_in_one_stage_are_unlike_those_in_two() -> None:
+    whole = models.Cut((2,), ((), ()))
+    tensors = tuple(models.Tensor(f"w{i}", "Float32", (8, 8), whole, 0, whole, i) for i in range(3))
+    found, _ = groupings(models.Model(2, 1, 2, 3, tensors, 1, remove_redundancy=False), [0, 1, 2, 4])
+    assert found.examine(Grouping.consecutive(2)).bytes_fetched == 3 * 256
+
+
+def test_slices_that_are_written_once_are_fetched_once() -> None:
+    made = model(CASES["replicas"] * 3)
+    found, planner = groupings(made, remove_redundancy=True)
+    assert found.examine(Grouping()).bytes_fetched == bytes_needed(planner, range(8)).distinct
+
+
+def test_no_pod_has_more_ranks_than_there_are(tmp_path: Path) -> None:
+    made = disk.write(tmp_path, model(CASES["replicas"]), "safetensors")
+    request = Request(str(made.source), str(tmp_path / "out"), str(made.source_strategy), str(made.target_strategy))
+    for ranks_per_pod, expected in ((100, 8), (None, 8), (3, 3)):
+        (option,) = plan_transform(request, pods=Pods(2, ranks_per_pod)).pods
+        assert (option.grouping, option.ranks_per_pod) == (Grouping.consecutive(expected), expected)
+    assert plan_transform(request, pods=Pods(2)).pods[-1].grouping == Grouping(1, 4, 2)
+    (option,) = plan_transform(Request(request.source, request.target, options=Options(output="Same")), pods=Pods(1)).pods
+    assert (option.grouping, option.pods) == (Grouping(), 4)  # each rank reads its own file
+
+
 def naive(shape: tuple[int, ...], boxes: Sequence[Box], gap: int) -> tuple[int, int, int]:
     """Fetched elements, those before the first, and those after the last, from a picture of all elements."""
     seen = np.zeros(shape, bool)
