@@ -69,16 +69,25 @@ def passes(
     found, alone, alike = list[list["File"]](), list[int](), equal_targets(planner, ranks)
     alike = [tuple(some) for equal in alike for some in _cut(equal, limits.ranks if limits.equal else 1)]
     for files in _connected([_file(planner, equal, limits.run, known) for equal in alike]):
-        most = max(1, min(limits.files, limits.tensors // max(1, *(file.tensors for file in files))))
-        most = min(most, limits.ranks // max(len(file.ranks) for file in files))
-        for some in _cut(files, most):
+        for some in _cut(files, _most_files(files, limits)):
             if not _saves(planner, some):
                 alone += _ranks(some)
-            elif found and len(found[-1]) + len(some) <= min(limits.few, most) and _count([*found[-1], *some]) <= limits.ranks:
+            elif found and _fits([*found[-1], *some], limits):
                 found[-1] += some
             else:
                 found.append(some)
     return tuple(sorted([*map(_ranks, found), *((rank,) for rank in alone)]))
+
+
+def _most_files(files: Sequence[File], limits: Limits) -> int:
+    """Return the number of files like these that a pass can write."""
+    most = max(1, min(limits.files, limits.tensors // max(1, *(file.tensors for file in files))))
+    return min(most, limits.ranks // max(len(file.ranks) for file in files))
+
+
+def _fits(files: Sequence[File], limits: Limits) -> bool:
+    """Return whether files that have nothing in common are few enough for one pass."""
+    return len(files) <= min(limits.few, _most_files(files, limits)) and _count(files) <= limits.ranks
 
 
 def _file(planner: Planner, ranks: tuple[int, ...], run: int, known: dict[Hashable, File]) -> File:
