@@ -95,9 +95,7 @@ def contestants(case: Case, place: Path, target: Path, settings: Settings) -> tu
         return Path(source), commands | {
             f"reshard, {number} workers": [RESHARD, *arguments, "--workers", str(number)] for number in _WORKERS
         }
-    commands["reshard"] = [RESHARD, *arguments]
-    if settings.baseline:
-        commands["baseline"] = [settings.baseline, *arguments]
+    commands |= builds(case, arguments, settings)
     mindspore = os.environ.get("RESHARD_MINDSPORE_PYTHON")
     if case.peers and mindspore and case.work in _PROGRAMS:
         commands["MindSpore"] = [mindspore, "-c", _PROGRAMS[case.work], source, str(target), before, after, case.format]
@@ -107,6 +105,16 @@ def contestants(case: Case, place: Path, target: Path, settings: Settings) -> tu
         shards = divided(place, "torch-safetensors", case.source_ranks)
         commands["consolidate_safetensors_files"] = [torch, "-c", _TORCH_CONSOLIDATE, shards, str(target)]
     return Path(source), commands
+
+
+def builds(case: Case, arguments: list[str], settings: Settings) -> dict[str, list[str]]:
+    """Return the commands of this build, and of another one."""
+    commands = {"reshard": [RESHARD, *arguments]}
+    if case.replicas > 1:
+        commands["reshard, hard links"] = [RESHARD, *arguments, "--link-replicas", "hard-link"]
+    if settings.baseline:
+        commands["baseline"] = [settings.baseline, *arguments]
+    return commands
 
 
 def divided(place: Path, form: str, ranks: int) -> str:

@@ -190,7 +190,7 @@ def rows(what: str, hot: dict[str, Measured], cold: dict[str, Measured]) -> Iter
         left = [each for each in (*measured.left_bytes, *again.left_bytes) if each is not None] if cold else []
         cp, files, write = (hot.get(each) if name != each else None for each in ("cp -r", "limit: files", "limit: write"))
         cold_cp, cold_files = (cold.get(each) if name != each else None for each in ("cp -r", "limit: files"))
-        builds = [(measured, hot.get("baseline")), (again, cold.get("baseline"))] if name == "reshard" else []
+        builds = [(measured, hot.get("baseline")), (again, cold.get("baseline"))] if name.startswith("reshard") else []
         yield [
             what if name == "cp -r" else "",
             name,

@@ -218,9 +218,8 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
         return common + alone
     each = pass_budget(files, workers, source, target)
     together = each.batch * each.batches * (1 + (decrypts and source.remote)) + files * each.tile
-    together += (each.workers + each.equal) * _BYTES_PER_WORKER + min(
-        _PASS_TENSORS, ranks * (len(names) + copies)
-    ) * _BYTES_PER_COPY
+    together += min(_PASS_TENSORS, ranks * (len(names) + copies)) * _BYTES_PER_COPY
+    together += (each.workers + each.equal) * _BYTES_PER_WORKER
     together += each.workers * _CAST_BYTES_PER_WORKER + files * each.tile if casts else 0
     together += files * encrypted if encrypts else 0
     together += files * target.write_cost(largest, each.upload).memory
