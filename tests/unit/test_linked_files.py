@@ -15,6 +15,7 @@ from traffic_cases import made
 from reshard.checkpoint.manifest import LinkRecord
 from reshard.errors import BugError
 from reshard.spec.request import LinkReplicas, Options, Overwrite, Request, Verification
+from reshard.storage import open_store
 from reshard.storage.local import LocalStore, links
 from reshard.target.folder import TargetFolder
 from reshard.transform.run import transform_checkpoint
@@ -77,8 +78,8 @@ def contents(target: Path) -> list[bytes]:
     return [next((target / f"rank_{rank}").iterdir()).read_bytes() for rank in range(8)]
 
 
-def manifest_of(target: Path) -> Manifest:
-    found = TargetFolder(LocalStore(target), None).manifest()
+def checkpoint_of(url: str) -> Manifest:
+    found = TargetFolder(open_store(url), None).manifest()
     assert found is not None
     return found
 
@@ -93,7 +94,7 @@ def test_equal_files_are_hard_links(checkpoint: disk.Checkpoint, tmp_path: Path)
     assert HARD_LINKS in found.notes
     assert found.bytes_written == usual.bytes_written // 4
     assert (found.bytes_fetched, found.digest) == (usual.bytes_fetched, usual.digest)
-    records = {record.rank: record for record in manifest_of(tmp_path / "out").files}
+    records = {record.rank: record for record in checkpoint_of(str(tmp_path / "out")).files}
     assert [records[rank].link for rank in (0, 1)] == [None, None]
     assert [records[rank].link for rank in (2, 7)] == [LinkRecord("HardLink", 0), LinkRecord("HardLink", 1)]
     assert {record.verified for record in records.values()} == {"Full"}
@@ -108,7 +109,10 @@ def test_equal_files_are_clones(checkpoint: disk.Checkpoint, tmp_path: Path, clo
     assert contents(tmp_path / "out") == contents(tmp_path / "usual")
     assert len(set(inodes(tmp_path / "out"))) == 8
     assert "equal files are clones of one file" in found.notes
-    assert {r.link for r in manifest_of(tmp_path / "out").files if r.rank > 1} == {LinkRecord("Clone", 0), LinkRecord("Clone", 1)}
+    assert {r.link for r in checkpoint_of(str(tmp_path / "out")).files if r.rank > 1} == {
+        LinkRecord("Clone", 0),
+        LinkRecord("Clone", 1),
+    }
     verify_checkpoint(str(tmp_path / "out"))
 
 
@@ -123,7 +127,7 @@ def test_without_support_all_files_are_written(
     found = run(checkpoint, tmp_path / "out", "Clone")
     assert any("does not support clones of files" in note and "written in full" in note for note in found.notes)
     assert len(set(inodes(tmp_path / "out"))) == 8
-    assert {record.link for record in manifest_of(tmp_path / "out").files} == {None}
+    assert {record.link for record in checkpoint_of(str(tmp_path / "out")).files} == {None}
 
 
 def test_a_clone_that_differs_is_kept_and_not_recorded(
@@ -207,6 +211,16 @@ def test_linked_files_need_the_space_of_one(checkpoint: disk.Checkpoint, tmp_pat
     size = run(checkpoint, tmp_path / "usual", "Never").bytes_written
     run(checkpoint, tmp_path / "out", "HardLink")
     assert needed == [size, size, size // 4, size // 4]
+
+
+@pytest.mark.usefixtures("server")
+def test_objects_are_written_in_full(checkpoint: disk.Checkpoint) -> None:
+    before, after = str(checkpoint.source_strategy), str(checkpoint.target_strategy)
+    options = Options(link_replicas="HardLink")
+    found = transform_checkpoint(Request(str(checkpoint.source), "s3://b/out", before, after, options), workers=2)
+    assert any("equal files are written in full" in note for note in found.notes)
+    assert found.bytes_written == sum(record.size for record in checkpoint_of("s3://b/out").files)
+    assert {record.link for record in checkpoint_of("s3://b/out").files} == {None}
 
 
 def test_the_record_is_in_the_manifest(checkpoint: disk.Checkpoint, tmp_path: Path) -> None:
