@@ -35,12 +35,12 @@ sys.exit(program())
 """
 
 
-def processor_seconds(command: list[str], environment: dict[str, str]) -> float:
-    """Run a command, and return the processor time that it took."""
+def processor_seconds(command: list[str], environment: dict[str, str]) -> tuple[float, str]:
+    """Run a command. Return the processor time that it took, and what it printed."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
 
 
 def volumes(place: Path, folder: Path) -> dict[str, str]:
@@ -56,7 +56,7 @@ def volumes(place: Path, folder: Path) -> dict[str, str]:
         "RESHARD_SPEC_SHA256": hashlib.sha256(text.encode()).hexdigest(),
         "RESHARD_OWNER": "pod",
         "RESHARD_TARGET_RANKS": "1",
-        "RESHARD_GROUPING": json.dumps({"run": 1, "count": 1, "stride": 1}),
+        "RESHARD_PARALLELISM": "1",
         "JOB_COMPLETION_INDEX": "0",
     }
 
@@ -73,10 +73,12 @@ def measure(reshard: str, place: Path, folder: Path) -> dict[str, float]:
         "--version": [reshard, "--version"],
         "transform": [reshard, "transform", *map(str, sides), "--target", str(folder / "work" / "target")],
     }
-    seconds = {name: processor_seconds(command, environment) for name, command in commands.items()}
+    seconds = {name: processor_seconds(command, environment)[0] for name, command in commands.items()}
     step = [str(Path(reshard).with_name("python")), "-c", _STEP, str(folder / "work" / "pod"), "step"]
-    for name in ("plan", "ranks"):
-        seconds[f"step {name}"] = processor_seconds([*step, name], environment | pod)
+    seconds["step plan"], planned = processor_seconds([*step, "plan"], environment | pod)
+    found = json.loads(planned)
+    pod |= {"RESHARD_DIGEST": found["digest"], "RESHARD_GROUPING": json.dumps(found.get("grouping"))}
+    seconds["step ranks"], _ = processor_seconds([*step, "ranks"], environment | pod)
     return seconds
 
 
