@@ -61,7 +61,7 @@ def test_a_call_without_a_command_gets_the_help(capsys: pytest.CaptureFixture[st
     assert main([]) == main(["strategy"]) == 2
     said = capsys.readouterr()
     assert "Write checkpoints:\n  transform " in said.err
-    assert "Commands:\n  merge " in said.err
+    assert "Commands:\n  show   Show " in said.err
     assert said.out == ""
 
 
