@@ -55,23 +55,31 @@ def write_together(run: Run, contents: Sequence[tuple[int, ...]], budget: PassBu
             conditions = run.conditions(Budget())
             files = [RankFile(run, plans[r], conditions.losses, partial(shares.take, r), budget.upload) for r in equal]
             made += files
-            opened = _produced(run, files, conditions, source, pool, link)
-            shared.append(Shared(plans[equal[0]], opened, conditions.losses, partial(shares.add, equal)))
+            # In the context of this operation: the threads of the pass have none.
+            opened = [_Apart(file.opened()) for file in (files if link is None else files[:1])]
+            links = [partial(copy_context().run, file.link_to, files[0], link) for file in files[1:]] if link is not None else []
+            produced = _produced(run, files, opened, links, conditions, source, pool)
+            shared.append(Shared(plans[equal[0]], produced, conditions.losses, partial(shares.add, equal)))
         produce_together(task, shared, source, run.cancellation, budget)
     return [file.written for file in made]
 
 
 @contextmanager
 def _produced(
-    run: Run, files: Sequence[RankFile], conditions: Conditions, source: SourceFiles, pool: Executor, link: Link | None
+    run: Run,
+    files: Sequence[RankFile],
+    opened: Sequence[_Apart],
+    links: Sequence[Callable[[], None]],
+    conditions: Conditions,
+    source: SourceFiles,
+    pool: Executor,
 ) -> Iterator[Callable[[memoryview], None]]:
     """Create equal files in a context that yields a callback with the next part of their content. At its end, complete them.
 
     The first file is compared with the source before the others are completed. The threads of the pool share the work for the
-    others.
+    others, which are opened too, or linked.
     """
-    original, *equal = files
-    first, others = _Apart(original.opened()), [_Apart(file.opened()) for file in equal if link is None]
+    first, *others = opened
     with ExitStack() as stack:
         writers = [stack.enter_context(each) for each in others]
         with first as writer:
@@ -81,12 +89,10 @@ def _produced(
             source.check_unchanged()
             for file in files:
                 file.digest = digest
-        for file in equal:
+        for file in files[1:]:
             file.compared = True
         stack.pop_all()
-        if link is not None:
-            _call_at_once(pool, [partial(copy_context().run, file.link_to, original, link) for file in equal])
-        _call_at_once(pool, [partial(each.__exit__, None, None, None) for each in others])
+        _call_at_once(pool, [*links, *(partial(each.__exit__, None, None, None) for each in others)])
 
 
 def _call_at_once(pool: Executor, functions: Sequence[Callable[[], object]]) -> None:
