@@ -5,6 +5,7 @@ Their schema is versioned. docs/manifest.md describes it for other programs.
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -348,6 +349,9 @@ class _Versioned(msgspec.Struct):
 
 T = TypeVar("T")
 
+_decoders: dict[type, msgspec.json.Decoder[Any]] = {}
+_creating = Lock()
+
 
 def encode(document: msgspec.Struct, *, pretty: bool = False) -> bytes:
     """Return a document as JSON."""
@@ -362,13 +366,25 @@ def decode(content: bytes, kind: type[T], where: str, *, fix: str = "delete the 
         DataError: the document is damaged, or has another schema.
     """
     try:
-        if kind is Manifest and (schema := msgspec.json.decode(content, type=_Versioned).schema) != SCHEMA:
+        if kind is Manifest and (schema := _decoder(_Versioned).decode(content).schema) != SCHEMA:
             raise DataError(
                 "SchemaUnknown",
                 f"the schema {schema[:100]!r} is not supported; {SCHEMA} is required",
                 where=where,
                 fix="use the version of reshard that wrote it",
             )
-        return msgspec.json.decode(content, type=kind)
+        return _decoder(kind).decode(content)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise DataError("DocumentInvalid", str(error), where=where, fix=fix) from error
+
+
+def _decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
+    """Return the decoder of a type.
+
+    One thread at a time creates a decoder. While msgspec examines a class, it calls Python code, and another thread that then
+    decodes this class for the first time crashes the interpreter.
+    """
+    with _creating:
+        if kind not in _decoders:
+            _decoders[kind] = msgspec.json.Decoder(kind)
+        return _decoders[kind]
