@@ -206,6 +206,8 @@ def test_a_truncated_file_is_refused() -> None:
         (file({}, b"a"), "Truncated"),
         (file(b'{"a":' + EMPTY + b',"a":' + EMPTY + b"}"), "DuplicateParameter"),
         (file(b'{"__metadata__":{},"__metadata__":{}}'), "DuplicateParameter"),
+        (file(b'{"__metadata__":{},}'), "HeaderInvalid"),
+        (file(b'{"__metadata__":{"format":"pt"},}  '), "HeaderInvalid"),
         (file(b'{"a":{"dtype":"I8","shape":[1],"shape":[0],"data_offsets":[0,0]}}'), "HeaderInvalid"),
         (file(b'{"a":{"dtype":"I8","shape":[1],"data_offsets":[0,1],"x":1,"data_offset\\u0073":[0,1]}}', b"a"), "HeaderInvalid"),
         (file(b'{"\\ud800":' + EMPTY + b"}"), "HeaderInvalid"),

@@ -94,6 +94,7 @@ def test_the_undamaged_test_files_are_read() -> None:
         STAGE + item(b"a" * ((1 << 16) + 1)),
         STAGE + delimited(3, delimited(2, LAYOUTS)),
         STAGE + delimited(3, delimited(1, b"a")),
+        STAGE + delimited(3, b"\x0a\x81" + b"\x80" * 7 + b"\x00a" + delimited(2, LAYOUTS)),  # a length of nine bytes
         STAGE + delimited(2, delimited(1, b"n") + delimited(2, b"")) + item(b"a"),
         STAGE + delimited(2, delimited(1, b"\xff") + delimited(2, b"\x08\x00")) + item(b"a"),
     ],

@@ -281,7 +281,9 @@ def _usual(header: bytes) -> _Found | None:
         tensors = _TENSORS.decode(header)
     except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
         return None
-    return None if quotes != len(tensors) * (_TENSOR_QUOTES + 2) or _METADATA in tensors else (metadata, tensors)
+    if not tensors or _METADATA in tensors:  # without tensors, the comma after the metadata would be an error
+        return None
+    return (metadata, tensors) if quotes == len(tensors) * (_TENSOR_QUOTES + 2) else None
 
 
 def _any(reader: RangeReader, header: bytes) -> _Found:

@@ -60,6 +60,7 @@ _STAGE, _NODE, _LAYOUT = 1, 2, 3
 _RESTORE = 2  # in ParallelGroupMap
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 _ITEM_TAGS = (1 << 3 | _DELIMITED, 2 << 3 | _DELIMITED)  # of the name and the content
+_LENGTH_BYTES = 3  # of the longest name or content that is allowed
 _MAX_ITEM_BYTES = 4 * MAX_NAME_LENGTH + MAX_RECORD_BYTES + 16
 _MAX_UNKNOWN_FIELDS = 1024
 # The limit for communication group files: more than any cluster has ranks.
@@ -226,11 +227,13 @@ def _usual_item(content: bytes, start: int, end: int) -> tuple[bytes, bytes] | N
         if at >= end or content[at] != tag:
             return None
         try:
-            length, at = _varint(content, at + 1)
+            length, first = _varint(content, at + 1)
         except (IndexError, MalformedError):
             return None
-        found.append(content[at : at + length])
-        at += length
+        if first > at + 1 + _LENGTH_BYTES:  # protobuf refuses lengths with many leading zeros
+            return None
+        at = first + length
+        found.append(content[first:at])
     return (found[0], found[1]) if at == end else None
 
 
