@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
+from botocore.httpsession import URLLib3Session
 
 from reshard.errors import AccessError, DataError, StorageError
 from reshard.progress import Cancellation, CancelledError
@@ -185,6 +187,33 @@ def test_a_server_that_is_often_busy_is_not_given_up(server: thin_s3.ThinServer,
         reader.read(at, 1)
     assert len(refused) == 300
     assert len(pauses) >= 300
+
+
+def test_a_server_that_often_cannot_be_reached_is_not_given_up(
+    server: thin_s3.ThinServer, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a busy one. There is no response that would state that botocore has given up early."""
+    server.put("bucket", "a/x", CONTENT)
+    reader = open_store("s3://bucket/a").open("x")
+    failed: list[str] = []
+    send = URLLib3Session.send
+
+    def unreachable(session: URLLib3Session, request: Any) -> Any:
+        what = str(request.headers["Range"]).strip("b'")  # botocore encodes it
+        if failed.count(what) == times:
+            return send(session, request)
+        failed.append(what)
+        raise EndpointConnectionError(endpoint_url=server.endpoint)
+
+    monkeypatch.setattr(URLLib3Session, "send", unreachable)
+    times = 3
+    for at in range(100):
+        assert reader.read(at, 1) == CONTENT[at : at + 1]
+    assert len(failed) == 300
+    assert len(pauses) >= 300
+    times = 1000
+    with pytest.raises(StorageError, match="Unreachable"):
+        reader.read(0, 2)
 
 
 @pytest.mark.parametrize("does", ["read", "write"])

@@ -16,7 +16,7 @@ from botocore.loaders import Loader
 from reshard.errors import AccessError, RequestError, UsageError
 from reshard.storage.s3.failures import failures, without_credentials
 from reshard.storage.s3.prepared import allow_preparing
-from reshard.storage.s3.retries import limit_retries
+from reshard.storage.s3.retries import TRIES, limit_retries
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 _MOST_CONNECTIONS = 128
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 30
-# Waits grow to 20 s, together about a minute; then an error is raised, and the whole transform may be retried.
-_TRIES = 8
 _DEFAULT_REGION = "us-east-1"
 
 
@@ -61,7 +59,7 @@ def client_of(storage_options: StorageOptions) -> BaseClient:
             s3["payload_signing_enabled"] = False
         config = Config(
             s3=s3 or None,
-            retries={"mode": "standard", "total_max_attempts": _TRIES},
+            retries={"mode": "standard", "total_max_attempts": TRIES},
             connect_timeout=_CONNECT_SECONDS,
             read_timeout=_READ_SECONDS,
             max_pool_connections=_MOST_CONNECTIONS,

@@ -30,10 +30,13 @@ _BROKEN_OFF = (
     boto.FlexibleChecksumError,
     HTTPError,
 )
+_NOT_CONNECTED = (boto.ConnectTimeoutError, boto.EndpointConnectionError, boto.ProxyConnectionError)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_TRIES = 8
+# Tries of a client, and of `retrying`. The client's waits grow to 20 s, together about a minute; then an error is raised, and the
+# whole transform may be retried.
+TRIES = 8
 _LONGEST_SECONDS = 120.0
 _LONGEST_WAIT_SECONDS = 10.0
 # The server received other bytes than were sent.
@@ -42,12 +45,14 @@ _DAMAGED = {"BadDigest", "IncompleteBody", "XAmzContentChecksumMismatch", "XAmzC
 _SHORTEST_PAUSE = "x-amz-retry-after"
 
 
+# Number of the client's last try of this thread's last request.
+_last_try: ContextVar[int] = ContextVar("_last_try", default=0)
 # What raises if the work of this thread was cancelled.
 _check: ContextVar[Callable[[], None]] = ContextVar("_check", default=lambda: None)
 
 
 def limit_retries(client: BaseClient) -> None:
-    """Let a client wait as long as the `Retry-After` header of a response demands, and not repeat requests of cancelled work."""
+    """Let a client heed the `Retry-After` header of a response, up to 5 s, and not repeat requests of cancelled work."""
     client.meta.events.register_first("needs-retry.s3", _before_retry)
 
 
@@ -61,7 +66,8 @@ def unless_cancelled(check: Callable[[], None]) -> Iterator[None]:
         _check.reset(token)
 
 
-def _before_retry(response: tuple[AWSResponse, dict[str, Any]] | None, **_: object) -> None:
+def _before_retry(response: tuple[AWSResponse, dict[str, Any]] | None, attempts: int, **_: object) -> None:
+    _last_try.set(attempts)
     _check.get()()
     headers = response[0].headers if response is not None else {}
     if (seconds := headers.get("Retry-After", "")).isdecimal():
@@ -76,7 +82,7 @@ def retrying(request: Callable[P, T], *arguments: P.args, **parameters: P.kwargs
     """
     tries = Retrying(
         retry=retry_if_exception(_is_passing),
-        stop=stop_after_attempt(_TRIES) | stop_after_delay(_LONGEST_SECONDS),
+        stop=stop_after_attempt(TRIES) | stop_after_delay(_LONGEST_SECONDS),
         wait=wait_random_exponential(multiplier=0.1, max=_LONGEST_WAIT_SECONDS),
         reraise=True,
     )
@@ -86,4 +92,6 @@ def retrying(request: Callable[P, T], *arguments: P.args, **parameters: P.kwargs
 def _is_passing(error: BaseException) -> bool:
     if isinstance(error, boto.ClientError):
         return code_of(error) in _DAMAGED or "RetryQuotaReached" in error.response.get("ResponseMetadata", {})
+    if isinstance(error, _NOT_CONNECTED):  # without a response that would state why the client has given up
+        return _last_try.get() < TRIES
     return isinstance(error, _BROKEN_OFF)
