@@ -168,6 +168,9 @@ def test_a_busy_server_determines_the_shortest_pause(server: thin_s3.ThinServer,
     server.refusal_headers["Retry-After"] = "86400"
     open_store("s3://bucket/a").open("x").read(7, 7)
     assert 5 <= pauses[-1] <= 6
+    server.refusal_headers["Retry-After"] = "9" * 5000
+    open_store("s3://bucket/a").open("x").read(8, 8)
+    assert pauses[-1] < 5
 
 
 def test_a_server_that_stays_busy_is_given_up(server: thin_s3.ThinServer, pauses: list[float]) -> None:

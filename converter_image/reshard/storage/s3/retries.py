@@ -43,6 +43,7 @@ _LONGEST_WAIT_SECONDS = 10.0
 _DAMAGED = {"BadDigest", "IncompleteBody", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}
 # Newer versions of botocore wait for the milliseconds in this header of a response, at most 5 s longer than they would anyway.
 _SHORTEST_PAUSE = "x-amz-retry-after"
+_MOST_DIGITS = 9  # Python refuses to convert thousands of them
 
 
 # Number of the client's last try of this thread's last request.
@@ -70,7 +71,7 @@ def _before_retry(response: tuple[AWSResponse, dict[str, Any]] | None, attempts:
     _last_try.set(attempts)
     _check.get()()
     headers = response[0].headers if response is not None else {}
-    if (seconds := headers.get("Retry-After", "")).isdecimal():
+    if (seconds := headers.get("Retry-After", "")).isdecimal() and len(seconds) <= _MOST_DIGITS:
         headers.setdefault(_SHORTEST_PAUSE, str(int(seconds) * 1000))
 
 
