@@ -5,7 +5,6 @@ Their schema is versioned. docs/manifest.md describes it for other programs.
 
 from __future__ import annotations
 
-from threading import Lock
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -14,6 +13,7 @@ from reshard.checkpoint.inventory import CarriedFile, Keys
 from reshard.errors import DataError
 from reshard.spec.layout import LayoutDocument
 from reshard.spec.rules import RenameRule
+from reshard.structs import examined
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -349,9 +349,6 @@ class _Versioned(msgspec.Struct):
 
 T = TypeVar("T")
 
-_decoders: dict[type, msgspec.json.Decoder[Any]] = {}
-_creating = Lock()
-
 
 def encode(document: msgspec.Struct, *, pretty: bool = False) -> bytes:
     """Return a document as JSON."""
@@ -366,25 +363,13 @@ def decode(content: bytes, kind: type[T], where: str, *, fix: str = "delete the 
         DataError: the document is damaged, or has another schema.
     """
     try:
-        if kind is Manifest and (schema := _decoder(_Versioned).decode(content).schema) != SCHEMA:
+        if kind is Manifest and (schema := msgspec.json.decode(content, type=examined(_Versioned)).schema) != SCHEMA:
             raise DataError(
                 "SchemaUnknown",
                 f"the schema {schema[:100]!r} is not supported; {SCHEMA} is required",
                 where=where,
                 fix="use the version of reshard that wrote it",
             )
-        return _decoder(kind).decode(content)
+        return msgspec.json.decode(content, type=examined(kind))
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise DataError("DocumentInvalid", str(error), where=where, fix=fix) from error
-
-
-def _decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
-    """Return the decoder of a type.
-
-    One thread at a time creates a decoder. While msgspec examines a class, it calls Python code, and another thread that then
-    decodes this class for the first time crashes the interpreter.
-    """
-    with _creating:
-        if kind not in _decoders:
-            _decoders[kind] = msgspec.json.Decoder(kind)
-        return _decoders[kind]

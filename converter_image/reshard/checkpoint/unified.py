@@ -20,6 +20,7 @@ import msgspec
 
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.spec.outputs import HYPER
+from reshard.structs import examined
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping, Sequence
@@ -205,7 +206,7 @@ def read_map(content: bytes, where: str) -> dict[str, str]:
     """
     try:
         try:
-            found = msgspec.json.decode(content, type=_Map).weight_map
+            found = msgspec.json.decode(content, type=examined(_Map)).weight_map
         except msgspec.ValidationError:  # earlier MindSpore versions write the map alone, and current ones still read it
             found = msgspec.json.decode(content, type=dict[str, str])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -20,6 +20,7 @@ from reshard.layout.box import strides
 from reshard.model import Checkpoint
 from reshard.parallel import parallel
 from reshard.strictjson import pairs
+from reshard.structs import examined
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -122,7 +123,7 @@ def _decode(content: bytes, where: str, wanted: Callable[[str], bool] | None) ->
     """The tensors, and the files of each shard, by the text of its name and offset."""
     most = len(content) // _SMALLEST_ENTRY + 1
     try:
-        document = msgspec.json.decode(content, type=_Document)
+        document = msgspec.json.decode(content, type=examined(_Document))
         tensors = {
             name: _TENSOR.decode(raw)
             for name, raw in _distinct(pairs(document.state_dict_metadata, most, msgspec.Raw)).items()

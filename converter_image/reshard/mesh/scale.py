@@ -10,6 +10,7 @@ import msgspec
 
 from reshard.errors import RequestError, UsageError
 from reshard.spec.layout import PIPELINE_AXIS, LayoutDocument, LayoutRule, axes_and_sizes
+from reshard.structs import examined
 
 if TYPE_CHECKING:
     from reshard.model import Checkpoint
@@ -72,7 +73,9 @@ def scaled(document: LayoutDocument, scale: Scale) -> LayoutDocument:
         document.derive, source_mesh=document.mesh, source_expert_mesh=document.expert_mesh if document.derive.experts else None
     )
     try:
-        return msgspec.convert(msgspec.to_builtins(msgspec.structs.replace(document, derive=derive, **meshes)), LayoutDocument)
+        return msgspec.convert(
+            msgspec.to_builtins(msgspec.structs.replace(document, derive=derive, **meshes)), examined(LayoutDocument)
+        )
     except (msgspec.ValidationError, ValueError) as error:
         raise UsageError("InvalidScale", f"the result is invalid: {error}", where="scale", fix=_FIX) from error
 

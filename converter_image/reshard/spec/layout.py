@@ -14,6 +14,7 @@ import msgspec
 
 from reshard.errors import UsageError
 from reshard.spec.execution import Strict
+from reshard.structs import examined
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -310,7 +311,7 @@ def parse_layout(document: object, where: str) -> LayoutDocument:
     if isinstance(document, dict) and isinstance(document.get("mesh"), dict):
         fix = "write the axes as text, such as `mesh: dp=2,tp=4`, because a mapping has no order"
     try:
-        found = msgspec.convert(with_text_keys(document), LayoutDocument)
+        found = msgspec.convert(with_text_keys(document), examined(LayoutDocument))
         found.canonical()  # names that are not encodable as UTF-8 cannot be recorded
     except (msgspec.ValidationError, UnicodeEncodeError) as error:
         raise UsageError("InvalidLayoutFile", str(error).replace("`$.", "`"), where=where, fix=fix) from error

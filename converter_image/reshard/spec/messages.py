@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Self, TypeVar
 import msgspec
 
 from reshard.spec.ranks import Grouping
+from reshard.structs import examined
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -156,11 +157,11 @@ def decode_message(text: str, kind: type[M]) -> M:
     if not text.strip():
         raise UnreadableMessageError("the container wrote no termination message")
     try:
-        version = msgspec.json.decode(text, type=_Header).version
+        version = msgspec.json.decode(text, type=examined(_Header)).version
         if version != MESSAGE_VERSION:
             raise UnreadableMessageError(
                 f"the termination message has version {version}, but this operator reads version {MESSAGE_VERSION}"
             )
-        return msgspec.json.decode(text, type=kind)
+        return msgspec.json.decode(text, type=examined(kind))
     except msgspec.MsgspecError as error:
         raise UnreadableMessageError(f"the termination message is not a step result: {error}") from error

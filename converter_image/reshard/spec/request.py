@@ -16,6 +16,7 @@ from reshard.spec.outputs import OUTPUTS, OutputKind
 from reshard.spec.rules import CastRule, PadRule, Patterns, RenameRule, check_pads, check_renames
 from reshard.spec.storage_options import RequestStorageOptions
 from reshard.spec.urls import normalized
+from reshard.structs import examined
 
 if TYPE_CHECKING:
     from reshard.spec.outputs import Output
@@ -300,7 +301,7 @@ def _check_scale(request: Request) -> None:
     if request.scale is None:
         return
     try:
-        msgspec.convert(request.scale, Scale)
+        msgspec.convert(request.scale, examined(Scale))
     except msgspec.ValidationError as error:
         raise UsageError(
             "InvalidScale", f"{request.scale!r}: {error}", where="scale", fix="use changes such as dp=2 or tp/2"

@@ -30,6 +30,7 @@ from reshard.spec.request import (
 )
 from reshard.spec.rules import CastRule, PadRule, Patterns, RenameRule
 from reshard.spec.urls import is_url
+from reshard.structs import examined
 
 if TYPE_CHECKING:
     from reshard.spec.outputs import Output
@@ -196,7 +197,7 @@ def parse_spec(document: object, where: str) -> TransformSpec:
         UsageError: a field is invalid. The message names it.
     """
     try:
-        spec = msgspec.convert(with_text_keys(document), TransformSpec)
+        spec = msgspec.convert(with_text_keys(document), examined(TransformSpec))
     except msgspec.ValidationError as error:
         raise UsageError(
             "InvalidField",

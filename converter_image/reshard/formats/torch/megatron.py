@@ -16,6 +16,7 @@ from reshard.errors import DataError, RequestError
 from reshard.formats.torch.dcp import read_documents, read_metadata
 from reshard.formats.torch.names import complete_metadata
 from reshard.formats.torch.reader import find_contents
+from reshard.structs import examined
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +41,7 @@ def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None 
         RequestError: the optimizer state is in flat buffers, or the tensors are not in PyTorch's format.
     """
     try:
-        backend = msgspec.json.decode(folder.read(CONFIG, _MOST), type=_Config).sharded_backend
+        backend = msgspec.json.decode(folder.read(CONFIG, _MOST), type=examined(_Config)).sharded_backend
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(
             "MetadataInvalid",

@@ -15,6 +15,7 @@ from reshard.formats.torch.names import ENDINGS
 from reshard.formats.torch.strided import Budget, Content, split
 from reshard.model import Checkpoint
 from reshard.parallel import parallel
+from reshard.structs import examined
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -116,7 +117,7 @@ def _complete(files: list[str]) -> bool:
 def _indexed(folder: Folder, index: str) -> tuple[list[str], Sequence[str], tuple[str, ...]]:
     where = f"{folder.url}/{index}"
     try:
-        listed = msgspec.json.decode(folder.read(index, _LARGEST_INDEX), type=_Index).weight_map
+        listed = msgspec.json.decode(folder.read(index, _LARGEST_INDEX), type=examined(_Index)).weight_map
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(
             "MapInvalid", f"the file is not an index of parameters: {error}", where=where, fix="restore the file"
