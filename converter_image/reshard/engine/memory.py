@@ -31,6 +31,8 @@ MOST_WORKERS = 8
 # Upper bounds of the measurements in docs/performance.md: the interpreter with its libraries, and the buffers of each worker;
 _BASE_BYTES = 64 << 20
 _BYTES_PER_WORKER = 4 << 20
+# The start of a written file in an object store, of which the headers are verified.
+HEADERS_AHEAD_BYTES = 8 << 20
 # for each parameter name, in headers, strategies, inventory and manifest, and in the plans of concurrent ranks.
 _BYTES_PER_NAME = 4096
 _BYTES_PER_CHARACTER = 8
@@ -206,7 +208,8 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
     planned = min(active + 1, model.target_ranks)  # one more rank is verified
     share = budget(active)
     writes = 1 if target.remote else share.writes
-    alone = active * (_BYTES_PER_WORKER + (writes + 1) * BUFFER_BYTES) + planned * len(names) * _BYTES_PER_NAME_AND_WORKER
+    alone = active * (writes + 1) * BUFFER_BYTES + planned * (_BYTES_PER_WORKER + len(names) * _BYTES_PER_NAME_AND_WORKER)
+    alone += HEADERS_AHEAD_BYTES if target.remote and planned > active else 0
     alone += 0 if source.remote else active * share.disk_ahead
     alone += active * (_CAST_BYTES_PER_WORKER if casts else 0) + (planned * copies * _BYTES_PER_COPY if shards else 0)
     # Ciphertext that waits for decryption takes the same again.

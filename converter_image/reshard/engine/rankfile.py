@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from reshard.checkpoint.manifest import FileRecord, LinkRecord
 from reshard.checkpoint.output import Span
 from reshard.engine.content import Conditions, assemble, produce
+from reshard.engine.memory import HEADERS_AHEAD_BYTES
 from reshard.engine.verify import check_file, differing_copy, unreadable
 from reshard.errors import BugError, DataError, ReshardError
 from reshard.progress import Cancellation
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 # Number of parameters compared at a time, because each read waits: over a network, and in samples on a disk.
 _REMOTE_COMPARISONS = 8
 _DISK_COMPARISONS = 4
-# Over a network: the bytes of the written file's headers to prefetch.
-_HEADERS_AHEAD = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +318,7 @@ def compare(task: Task, plan: RankPlan, store: Store, path: str, level: Verified
             except DataError as error:
                 raise unreadable(opened, error) from error
         headers = heads(_heads(task, plan), written.size)
-        with prefetched(written, headers, _HEADERS_AHEAD, remote=store.remote) as ahead:
+        with prefetched(written, headers, HEADERS_AHEAD_BYTES, remote=store.remote) as ahead:
             try:
                 described = task.output.entries(Blocks(ahead) if store.remote else written, task.tensors(plan.rank))
             except DataError as error:

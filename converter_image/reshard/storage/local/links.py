@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from reshard.storage.local.filesystem import FileSystem
 
 _FICLONE = 0x40049409  # linux/fs.h
-_REFUSED = {*UNSUPPORTED, errno.EPERM, errno.EACCES, errno.EXDEV, errno.EMLINK}
+_REFUSED = {*UNSUPPORTED, errno.EPERM, errno.EACCES, errno.EXDEV}
 _NAMES: dict[Link, str] = {"Clone": "clones of files", "HardLink": "hard links"}
 _PROBE_BYTES = 4096
 NOTES: dict[Link, str] = {
