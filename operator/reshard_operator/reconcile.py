@@ -43,6 +43,8 @@ _SOON_SECONDS = 1.0
 # The end of a container is noticed at most this much of its Job's age late, before Kubernetes completes the Job.
 _LATE = 1 / 8
 _LEAST_LATE_SECONDS = 0.5
+# Jobs whose containers have succeeded end within this time, unless another container of their pods never ends.
+_ENDING_SECONDS = 60.0
 _SUSPENDED = State(Phase.SUSPENDED, "Suspended", "set spec.suspend to false to resume")
 
 
@@ -362,24 +364,28 @@ def _has_ended(seen: Seen) -> bool:
 def _clear_up(seen: Seen) -> Decision:
     """Return the decision for a transform that has ended: delete running Jobs, and set the TTL of the others.
 
-    After a success, pods whose containers have succeeded end by themselves, and then their Jobs, unless these are suspended.
+    After a success, pods whose containers have succeeded end by themselves, and then their Jobs. A Job that is suspended, or
+    whose pods have another container that does not end, would occupy the target forever.
     """
     spec, transform = seen.transform.spec, seen.transform
-    failed = transform.status["phase"] == Phase.FAILED.value
+    left = _ENDING_SECONDS - (seen.now - datetime.fromisoformat(transform.status["completionTime"])).total_seconds()
+    ends = transform.status["phase"] == Phase.COMPLETE.value and left > 0
     actions: list[Action] = []
+    look_again = None
     for job in (*seen.jobs.values(), *seen.old_jobs):
         if job.deleting:
             continue
-        if not job.ended:
-            if failed or job.spec.get("suspend") or job in seen.old_jobs:
-                actions.append(Delete(job))
+        if not job.ended and ends and not job.spec.get("suspend") and job not in seen.old_jobs:
+            look_again = left
+        elif not job.ended:
+            actions.append(Delete(job))
         elif spec is not None and "ttlSecondsAfterFinished" not in job.spec:
             actions.append(Patch(job, {"ttlSecondsAfterFinished": spec.execution.ttl_seconds_after_finished}))
     status = None
     if transform.status.get("observedGeneration") != transform.generation:
         status = transform.status | {"observedGeneration": transform.generation}
         status["conditions"] = [c | {"observedGeneration": transform.generation} for c in status.get("conditions") or ()]
-    return Decision(status, tuple(actions))
+    return Decision(status, tuple(actions), look_again)
 
 
 def _tell(seen: Seen, state: State, details: Object | None, look_again: float | None, *actions: Action) -> Decision:

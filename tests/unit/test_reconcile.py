@@ -81,6 +81,21 @@ def test_a_job_that_cannot_end_is_deleted_after_the_commit() -> None:
     assert ranks not in cluster.jobs
 
 
+def test_jobs_whose_pods_have_another_container_that_never_ends_are_deleted_after_the_commit() -> None:
+    """They would occupy the target forever."""
+    cluster = PretendCluster(outcome=committing, lags=True)
+    while cluster.work().status["phase"] != "Complete":
+        cluster.advance()
+    running = {name for name, job in cluster.jobs.items() if not Job(job).ended}
+    cluster.now += timedelta(seconds=50)
+    decision = cluster.work()
+    assert not any(isinstance(action, Delete) for action in decision.actions)
+    assert decision.look_again_seconds == 10
+    cluster.now += timedelta(seconds=10)
+    assert {action.name for action in cluster.work().actions if isinstance(action, Delete)} == running
+    assert cluster.status["phase"] == "Complete"
+
+
 def test_a_short_plan_is_looked_at_often_and_a_long_one_rarely() -> None:
     cluster = PretendCluster()
     cluster.work()
