@@ -217,17 +217,20 @@ class Cluster:
         pods: list[Pod] = []
         if untold := [step for step in ("plan", "commit", "transform") if step in current and not transform.knows(step)]:
             pods += map(Pod, await self._list(place, f"{own},{jobs.LABEL_STEP} in ({','.join(untold)})"))
+        if any(_works(current[step], pods) for step in untold):  # no other Job is created meanwhile
+            return pods, []
         if (job := current.get("ranks")) is not None and job.complete:
             if "commit" not in current and not transform.knows("commit"):
-                pods += await self._committing(place, ranks)
+                pods += await self._committing(place, ranks, job)
             return pods, []
         if job is not None:
             # Find out why some do not progress.
             waiting = await self._list(place, ranks, "status.phase=Pending", _MOST_WAITING)
-            if not waiting and job.ends and (committing := await self._committing(place, ranks)):
-                return pods + committing, []
             if not waiting and not job.runs:
                 waiting = await self._list(place, ranks, "status.phase=Running", _PAGE)
+                # Pods on a lost node are not ready either, but their containers run: no report, however often all pods are read.
+                if job.ends and not transform.knows("commit") and all(Pod(item).succeeded for item in waiting):
+                    pods += await self._committing(place, ranks, job)
             pods += map(Pod, waiting)
             if job.status.get("failed") or job.failed is not None:
                 pods += map(Pod, await self._list(place, ranks, "status.phase=Failed", _MOST_FAILED))
@@ -239,11 +242,13 @@ class Cluster:
         alive = map(Pod, await self._list(place, writing, _ALIVE, _MOST_WAITING))
         return pods, [f"CheckpointTransform {pod.annotation(jobs.ANNOTATION_TRANSFORM)} (pod {pod.name})" for pod in alive]
 
-    async def _committing(self, place: str, labels: str) -> list[Pod]:
-        """Return the pod that reports a commit, if it is among the first ones. Any index can be the last to be finished."""
+    async def _committing(self, place: str, labels: str, job: Job) -> list[Pod]:
+        """Return the pod of a Job that reports a commit, if it is among the first ones. Any index can be finished last."""
         read = 0
         async for items in self._pages(place, labels, "", _READ_AT_ONCE):
-            if (found := next((pod for pod in map(Pod, items) if pod.committed is not None), None)) is not None:
+            # Pods of earlier attempts may still exist.
+            mine = (pod for pod in map(Pod, items) if pod.owner == job.uid)
+            if (found := next((pod for pod in mine if pod.committed is not None), None)) is not None:
                 return [found]
             if (read := read + len(items)) >= _MOST_READ:
                 break
@@ -316,6 +321,11 @@ class Cluster:
         except ValueError as error:
             raise ApiError(0, "Garbled", f"the response is not JSON: {error}") from error
         return found
+
+
+def _works(job: Job, pods: list[Pod]) -> bool:
+    """Return whether a Job has not ended, and no container of its pods has succeeded."""
+    return not job.ended and not any(pod.succeeded for pod in pods if pod.owner == job.uid)
 
 
 def _custom(namespace: str) -> str:

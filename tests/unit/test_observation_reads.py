@@ -1,0 +1,120 @@
+"""What the operator reads to find the report of a commit, from an API server in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import re
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from pretend_cluster import PretendCluster, committing, resource
+
+from reshard_operator.cluster import Cluster
+
+if TYPE_CHECKING:
+    from kubernetes.aio import client
+
+    from reshard_operator.observation import Seen
+
+
+class Server(Cluster):
+    """Answers from a pretended cluster, in pages, and records the numbers of pods that it was asked for."""
+
+    def __init__(self, pretend: PretendCluster) -> None:
+        super().__init__(cast("client.ApiClient", None))
+        self.pretend = pretend
+        self.read: list[int] = []
+
+    async def _call(self, method: str, path: str, query: dict[str, str] | None = None, *_: Any, **__: Any) -> dict[str, Any]:
+        assert method == "GET"
+        query = query or {}
+        if "/checkpointtransforms/" in path:
+            return copy.deepcopy(self.pretend.resource)
+        if path.endswith("/jobs"):
+            return {"items": list(self.pretend.jobs.values()), "metadata": {}}
+        if not path.endswith("/pods"):
+            return {"items": [], "metadata": {}}
+        phase = query.get("fieldSelector", "").removeprefix("status.phase=")
+        steps = re.split(r"\W+", query["labelSelector"].partition("reshard.dev/step")[2])
+        found = [pod for pod in self.pretend.pods if phase in {"", pod["status"]["phase"]}]
+        items = [pod for pod in found if pod["metadata"]["labels"]["reshard.dev/step"] in steps]
+        begin, limit = int(query.get("continue", 0)), int(query["limit"])
+        page = items[begin : begin + limit]
+        self.read.append(len(page))
+        more = {"continue": str(begin + limit)} if begin + limit < len(items) else {}
+        return {"items": page, "metadata": more}
+
+    def see(self) -> Seen:
+        self.read.clear()
+        seen = asyncio.run(self.observe("ns", "a.transform"))
+        assert seen is not None
+        return seen
+
+
+@pytest.fixture
+def server() -> Server:
+    """A server whose Job of six ranks has not noticed the end of the last two containers. One of them has committed."""
+    cluster = PretendCluster(outcome=committing, lags=True)
+    while not any(name.endswith("ranks") for name in cluster.jobs):
+        cluster.work()
+        cluster.advance()
+    cluster.work()
+    cluster.advance()
+    cluster.advance()
+    job = ranks_job(cluster)
+    job["status"] |= {"active": 2, "ready": 0, "completedIndexes": "0-3", "conditions": []}
+    for pod in cluster.pods[-2:]:
+        pod["status"]["phase"] = "Running"
+    return Server(cluster)
+
+
+def ranks_job(cluster: PretendCluster) -> Any:
+    return next(job for name, job in cluster.jobs.items() if name.endswith("ranks"))
+
+
+def test_the_report_is_found_before_the_job_ends(server: Server) -> None:
+    seen = server.see()
+    assert seen.jobs["ranks"].ends
+    assert seen.committed() is not None
+
+
+def test_not_all_pods_are_read_while_a_node_is_lost(server: Server) -> None:
+    """Its pod is not ready, and remains the last one until the node returns."""
+    server.pretend.pods[-1]["status"]["containerStatuses"][0]["state"] = {"running": {}}
+    server.pretend.pods[-2]["status"]["phase"] = "Succeeded"
+    seen = server.see()
+    assert seen.jobs["ranks"].ends
+    assert sum(server.read) == 1
+
+
+def test_pods_are_not_read_again_for_a_known_commit(server: Server) -> None:
+    while server.pretend.work().status["phase"] != "Complete":
+        pass
+    assert server.see().jobs["ranks"].ends
+    assert sum(server.read) == 2
+
+
+def test_the_report_of_an_earlier_attempt_is_not_taken_for_that_of_this_one(server: Server) -> None:
+    earlier = copy.deepcopy(server.pretend.pods[-2])
+    earlier["metadata"] |= {"name": "a", "ownerReferences": [{"uid": "job-of-attempt-1", "controller": True}]}
+    earlier["status"]["phase"] = "Succeeded"
+    server.pretend.pods.insert(0, earlier)
+    assert server.see().committed() is not None
+    ranks_job(server.pretend)["status"]["conditions"] = [{"type": "Complete", "status": "True"}]
+    assert server.see().committed() is not None
+
+
+@pytest.mark.parametrize("mode", ["Chained", "SinglePod"])
+def test_others_that_write_are_looked_for_only_before_a_job_is_created(mode: str) -> None:
+    """The Job of a single pod is looked at often."""
+    server = Server(PretendCluster(resource(execution={"mode": mode}), lags=True))
+    server.see()
+    assert len(server.read) == 2
+    server.pretend.work()
+    for _ in range(2):
+        server.see()
+        assert len(server.read) == 1
+        server.pretend.advance()
+    server.see()
+    assert len(server.read) == 3
