@@ -16,6 +16,7 @@ from disk import right, run
 from killing import killed_after
 
 from reshard.checkpoint.manifest import MANIFEST_NAME, encode
+from reshard.errors import MissingInputError
 from reshard.spec.request import Options, Request
 from reshard.target.folder import LOCK, TargetFolder
 from reshard.target.lock import STALE_SECONDS, LockOwner
@@ -127,4 +128,22 @@ def test_a_locked_target_is_left_to_the_commit_step(made: disk.Checkpoint, targe
     assert commit_if_complete(str(target), digest, ranks=RANKS) is None
     os.utime(lock, (time.time() - STALE_SECONDS - 1,) * 2)
     assert commit_if_complete(str(target), digest, ranks=RANKS) is not None
+    assert right(made, target)
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_ranks_that_an_earlier_run_did_not_verify_are_waited_for(made: disk.Checkpoint, target: Path, *, committed: bool) -> None:
+    request = Request(str(made.source), str(target), str(made.source_strategy), str(made.target_strategy))
+    unverified = msgspec.structs.replace(request, options=Options(verification="None"))
+    transform_checkpoint(unverified, workers=1, commit=committed)
+    verified = msgspec.structs.replace(request, options=Options(verification="Full"))
+    digest = plan_transform(verified, write=True, owner=OWNER).digest
+    for rank in RANKS[:-1]:
+        write(verified, str(rank))
+        with pytest.raises(MissingInputError, match=f"not finished or have changed: .*{RANKS[-1]}"):
+            commit_if_complete(str(target), digest, ranks=RANKS, verification="Full")
+    write(verified, str(RANKS[-1]))
+    manifest = commit_if_complete(str(target), digest, ranks=RANKS, verification="Full")
+    assert manifest is not None
+    assert {record.verified for record in manifest.files} == {"Full"}
     assert right(made, target)

@@ -175,6 +175,7 @@ def _commit_as_last(invocation: Invocation, request: Request, ranks: tuple[int, 
             request.target,
             _variable("RESHARD_DIGEST"),
             ranks=ranks,
+            verification=request.options.verification,
             storage_options=request.storage_options.target,
             cancellation=invocation.cancellation,
         )

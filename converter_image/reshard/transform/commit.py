@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from reshard.engine.task import Task
     from reshard.progress import Cancellation
+    from reshard.spec.request import Verification
     from reshard.target.folder import TargetFolder
     from reshard.target.snapshot import Identity, TargetSnapshot
 
@@ -59,6 +60,8 @@ def commit_task(
     snapshot: TargetSnapshot,
     wanted: tuple[int, ...] | None,
     cancellation: Cancellation,
+    *,
+    verification: Verification = "None",
 ) -> Manifest:
     """Commit a task. The target's lock must be held. Safe to repeat after a crash at any point.
 
@@ -68,6 +71,7 @@ def commit_task(
         snapshot: state of the target since the lock is held and all ranks are written.
         wanted: ranks that make the checkpoint complete. None means all that get a file.
         cancellation: object that cancels the commit from another thread. The next commit completes it.
+        verification: ranks that are verified less than this count as not finished.
 
     Returns:
         The manifest of the checkpoint. For a stage that is not the last: the manifest of the stage, which remains with the
@@ -84,7 +88,8 @@ def commit_task(
     if document.replaces:
         refuse_loss(target, snapshot, ranks, every, shape_of(draft))
     records = recorded(target, document, snapshot, ranks, cancellation)
-    missing = tuple(rank for rank in ranks if rank not in records)
+    least = STRICTNESS[verification]
+    missing = tuple(rank for rank in ranks if rank not in records or STRICTNESS[records[rank].verified] < least)
     if missing:
         raise ranks_unfinished(target, ranks, missing)
     files = tuple(records[rank] for rank in ranks)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from reshard.checkpoint.manifest import Manifest
+    from reshard.spec.request import Verification
     from reshard.spec.storage_options import StorageOptions
     from reshard.target.snapshot import TargetSnapshot, TaskRecord
 
@@ -91,6 +92,7 @@ def commit_if_complete(
     digest: str,
     *,
     ranks: Collection[int] | None = None,
+    verification: Verification = "None",
     storage_options: StorageOptions | None = None,
     cancellation: Cancellation | None = None,
 ) -> Manifest | None:
@@ -103,6 +105,7 @@ def commit_if_complete(
         target_url: URL or path of the target.
         digest: digest of the task.
         ranks: target ranks that make the checkpoint complete. None means the finished ones.
+        verification: ranks that an earlier run verified less than this are not finished. Another process writes them again.
         storage_options: options of the object store, if the target is in one.
         cancellation: object that cancels the commit from another thread.
 
@@ -111,7 +114,7 @@ def commit_if_complete(
         would be lost.
 
     Raises:
-        MissingInputError: a file of a finished rank was deleted or has changed.
+        MissingInputError: a file of a finished rank was deleted, has changed, or is not verified.
     """
     cancellation = cancellation or Cancellation()
     target = TargetFolder(open_store(target_url, storage_options), Options().file_mode)
@@ -123,13 +126,13 @@ def commit_if_complete(
     target = replace(target, mode=task.mode)
     try:
         with writing(target, task, owner=None):
-            return _commit_alone(target, digest, ranks, cancellation)
+            return _commit_alone(target, digest, ranks, verification, cancellation)
     except LockedError:
         return None
 
 
 def _commit_alone(
-    target: TargetFolder, digest: str, ranks: Collection[int] | None, cancellation: Cancellation
+    target: TargetFolder, digest: str, ranks: Collection[int] | None, verification: Verification, cancellation: Cancellation
 ) -> Manifest | None:
     """Complete the checkpoint of a task whose lock only this process holds. See `commit_if_complete`."""
     snapshot = target.observe()  # others may have written before this process held the lock
@@ -140,7 +143,7 @@ def _commit_alone(
     draft = target.task(digest).draft()
     if task.replaces and would_lose(target, snapshot, finished, ranks_of(draft), shape_of(draft)):
         return None
-    return commit_task(target, task, snapshot, finished, cancellation)
+    return commit_task(target, task, snapshot, finished, cancellation, verification=verification)
 
 
 def _finished(
