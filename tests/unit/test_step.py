@@ -15,7 +15,7 @@ from rawfiles import same
 
 import reshard
 from reshard.checkpoint.manifest import MANIFEST_NAME, encode
-from reshard.cli import main
+from reshard.cli import main, step
 from reshard.errors import LockedError
 from reshard.spec.messages import (
     MESSAGE_VERSION,
@@ -300,6 +300,20 @@ def test_a_step_waits_until_the_lock_of_a_killed_pod_expires(pods: Pods, monkeyp
     lock.parent.mkdir(parents=True)
     lock.write_bytes(encode(LockOwner("someone", "elsewhere", "")))
     os.utime(lock, (time.time() - STALE_SECONDS + 0.5,) * 2)
+    pods.run("plan")
+
+
+def test_a_lock_that_is_lost_after_long_work_is_tried_again(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reshard.cli.step._FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("reshard.cli.step._LOCK_SECONDS", 0.0)
+    plan, lost = step.plan_transform, [LockedError("LockLost", "lost", where="x", fix="retry")]
+
+    def loses_once(*arguments: Any, **options: Any) -> Any:
+        if lost:
+            raise lost.pop()
+        return plan(*arguments, **options)
+
+    monkeypatch.setattr(step, "plan_transform", loses_once)
     pods.run("plan")
 
 

@@ -288,10 +288,10 @@ def _short(text: str, most: int) -> str:
 
 
 def _is_over(state: RetryCallState) -> bool:
-    """Return whether a step is not tried again."""
-    if state.outcome is not None and isinstance(state.outcome.exception(), LockedError):
-        return (state.seconds_since_start or 0.0) > _LOCK_SECONDS
-    return state.attempt_number >= _TRIES
+    """Return whether a step is not tried again. A lock may expire later than the last of the usual tries."""
+    is_locked = state.outcome is not None and isinstance(state.outcome.exception(), LockedError)
+    waited = (state.seconds_since_start or 0.0) > _LOCK_SECONDS
+    return state.attempt_number >= _TRIES and (waited or not is_locked)
 
 
 def _log_retry(error: BaseException | None) -> None:
