@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any, cast
 
+import pytest
 from pretend_cluster import CONFIG, PretendCluster
 
 from reshard_operator import worker
-from reshard_operator.worker import Reconciler
+from reshard_operator.worker import Reconciler, look_delay
 
 if TYPE_CHECKING:
-    import pytest
+    from collections.abc import Callable
 
     from reshard_operator.cluster import Cluster
     from reshard_operator.observation import Seen
 
 
 class Counted:
-    """A cluster in which nothing happens. It counts observations."""
+    """A cluster in which nothing happens. It counts observations, each of which takes some seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = 0.0) -> None:
+        self._seconds = seconds
         self.observations = 0
         self.observed = asyncio.Event()
         self._pretend = PretendCluster()
         self._pretend.settle()
+        self.seen: Callable[[str], Seen] = lambda _: self._pretend.see()
 
     async def transforms(self, *_: object) -> list[dict[str, Any]]:
         return []
 
-    async def observe(self, *_: str) -> Seen:
+    async def write_status(self, *_: object) -> None: ...
+
+    async def act(self, *_: object) -> None: ...
+
+    async def record_event(self, *_: object) -> None: ...
+
+    async def observe(self, _: str, name: str) -> Seen:
         self.observations += 1
         self.observed.set()
-        return self._pretend.see()
+        await asyncio.sleep(self._seconds)
+        return self.seen(name)
 
 
 def test_the_first_event_of_a_burst_is_not_delayed_and_the_others_cause_one_observation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,6 +63,57 @@ def test_the_first_event_of_a_burst_is_not_delayed_and_the_others_cause_one_obse
         await cluster.observed.wait()
         await asyncio.sleep(0.1)
         counts.append(cluster.observations)
+        working.cancel()
+
+    asyncio.run(asyncio.wait_for(story(), 60))
+    assert counts == [1, 2]
+
+
+def test_slow_observations_do_not_follow_each_other_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_SETTLE_SECONDS", 0.0)
+    cluster, due = Counted(0.5), list[float]()
+
+    async def story() -> None:
+        reconciler = Reconciler(cast("Cluster", cluster), CONFIG, lambda: True)
+        working = asyncio.create_task(reconciler.run())
+        for _ in range(2):
+            reconciler.mark("ns", "a.transform")
+            await cluster.observed.wait()
+            cluster.observed.clear()
+            due.append(time.monotonic())
+        working.cancel()
+
+    asyncio.run(asyncio.wait_for(story(), 60))
+    assert due[1] - due[0] >= 1.0
+
+
+@pytest.mark.parametrize(("transforms", "seconds"), [(1, 0.5), (10, 0.5), (200, 10.0)])
+def test_many_transforms_are_looked_at_less_often(transforms: int, seconds: float) -> None:
+    assert look_delay(0.5, transforms) == seconds
+
+
+def test_only_transforms_that_are_looked_at_again_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events may come for any number of transforms that need no look."""
+    counts, counted = list[int](), asyncio.Event()
+
+    def count(_: float, transforms: int) -> float:
+        counts.append(transforms)
+        if len(counts) == 2:
+            counted.set()
+        return 60.0
+
+    monkeypatch.setattr(worker, "look_delay", count)
+    cluster, ended = Counted(), PretendCluster()
+    ended.settle()
+    busy = PretendCluster()
+    cluster.seen = lambda name: (busy if name.startswith("busy") else ended).see()
+
+    async def story() -> None:
+        reconciler = Reconciler(cast("Cluster", cluster), CONFIG, lambda: True)
+        working = asyncio.create_task(reconciler.run())
+        for name in ("busy-1", "ended-1", "ended-2", "busy-2"):
+            reconciler.mark("ns", name)
+        await counted.wait()
         working.cancel()
 
     asyncio.run(asyncio.wait_for(story(), 60))
