@@ -31,8 +31,9 @@ _MOST_FAILED = 200
 _MOST_READ = 5000
 _READ_AT_ONCE = 200
 _PAGE = 500
-# Pods that start within this time need no diagnosis.
+# Pods that start within this time need no diagnosis. Many pods take longer, because a cluster starts about this many per second.
 _USUAL_START = timedelta(seconds=5)
+_USUAL_STARTS_PER_SECOND = 20
 _EVENTS_COUNT_FOR = timedelta(minutes=5)
 _ALIVE = "status.phase!=Succeeded,status.phase!=Failed"
 _MERGE = "application/merge-patch+json"
@@ -259,7 +260,9 @@ class Cluster:
         found: list[Event] = []
         place = f"/api/v1/namespaces/{transform.namespace}/events"
         idle = [job.uid for job in current.values() if not job.ended and not job.status.get("active")]
-        waiting = [pod.uid for pod in pods if pod.waits_since(now - _USUAL_START)][:3]
+        active = sum(int(job.status.get("active") or 0) for job in current.values())
+        usual = _USUAL_START + timedelta(seconds=active / _USUAL_STARTS_PER_SECOND)
+        waiting = [pod.uid for pod in pods if pod.waits_since(now - usual)][:3]
         for uid in idle + waiting:
             items = await self._list(place, "", f"involvedObject.uid={uid},type=Warning", _MOST_WAITING)
             # The kubelet repeats a warning at least every few minutes while the cause exists.

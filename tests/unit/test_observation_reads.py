@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import re
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -25,6 +26,7 @@ class Server(Cluster):
         super().__init__(cast("client.ApiClient", None))
         self.pretend = pretend
         self.read: list[int] = []
+        self.events_read = 0
 
     async def _call(self, method: str, path: str, query: dict[str, str] | None = None, *_: Any, **__: Any) -> dict[str, Any]:
         assert method == "GET"
@@ -34,6 +36,7 @@ class Server(Cluster):
         if path.endswith("/jobs"):
             return {"items": list(self.pretend.jobs.values()), "metadata": {}}
         if not path.endswith("/pods"):
+            self.events_read += path.endswith("/events")
             return {"items": [], "metadata": {}}
         phase = query.get("fieldSelector", "").removeprefix("status.phase=")
         steps = re.split(r"\W+", query["labelSelector"].partition("reshard.dev/step")[2])
@@ -47,6 +50,7 @@ class Server(Cluster):
 
     def see(self) -> Seen:
         self.read.clear()
+        self.events_read = 0
         seen = asyncio.run(self.observe("ns", "a.transform"))
         assert seen is not None
         return seen
@@ -118,3 +122,16 @@ def test_others_that_write_are_looked_for_only_before_a_job_is_created(mode: str
         server.pretend.advance()
     server.see()
     assert len(server.read) == 3
+
+
+@pytest.mark.parametrize(("active", "age", "reads"), [(1, 4, 0), (1, 6, 3), (1000, 50, 0), (1000, 60, 3)])
+def test_warnings_are_read_only_for_pods_that_start_more_slowly_than_usual(
+    server: Server, active: int, age: int, reads: int
+) -> None:
+    """Many pods need more time to start."""
+    ranks_job(server.pretend)["status"] |= {"active": active}
+    for pod in server.pretend.pods:
+        pod["metadata"]["creationTimestamp"] = (datetime.now(UTC) - timedelta(seconds=age)).isoformat()
+        pod["status"] = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "True"}]}
+    server.see()
+    assert server.events_read == reads
