@@ -210,38 +210,42 @@ class Cluster:
         return mine, [job for job in found if job.label(jobs.LABEL_TRANSFORM) != transform.uid]
 
     async def _pods(self, transform: Transform, current: dict[str, Job]) -> tuple[list[Pod], list[str]]:
-        if transform.spec is None:
+        if transform.spec is None or transform.ended:
             return [], []
         place = f"/api/v1/namespaces/{transform.namespace}/pods"
         own = f"{jobs.LABEL_TRANSFORM}={transform.uid}"
-        ranks = f"{own},{jobs.LABEL_STEP}=ranks"
         pods: list[Pod] = []
         if untold := [step for step in ("plan", "commit", "transform") if step in current and not transform.knows(step)]:
             pods += map(Pod, await self._list(place, f"{own},{jobs.LABEL_STEP} in ({','.join(untold)})"))
         if any(_works(current[step], pods) for step in untold):  # no other Job is created meanwhile
             return pods, []
-        if (job := current.get("ranks")) is not None and job.complete:
-            if "commit" not in current and not transform.knows("commit"):
-                pods += await self._committing(place, ranks, job)
-            return pods, []
-        if job is not None:
-            # Find out why some do not progress.
-            waiting = await self._list(place, ranks, "status.phase=Pending", _MOST_WAITING)
-            if not waiting and not job.runs:
-                waiting = await self._list(place, ranks, "status.phase=Running", _PAGE)
-                # Pods on a lost node are not ready either, but their containers run: no report, however often all pods are read.
-                if job.ends and not transform.knows("commit") and all(Pod(item).succeeded for item in waiting):
-                    pods += await self._committing(place, ranks, job)
-            pods += map(Pod, waiting)
-            if job.status.get("failed") or job.failed is not None:
-                pods += map(Pod, await self._list(place, ranks, "status.phase=Failed", _MOST_FAILED))
-            return pods, []
+        if (job := current.get("ranks")) is not None:
+            return pods + await self._pods_of_ranks(place, f"{own},{jobs.LABEL_STEP}=ranks", job, current), []
         # Pods of earlier attempts and of other transforms may still write: wait for them.
         pods += map(Pod, await self._list(place, own, _ALIVE, _MOST_WAITING))
         same = f"{jobs.rivals_selector(transform.spec)},{jobs.LABEL_TRANSFORM}!={transform.uid}"
         writing = f"{same},{jobs.LABEL_STEP} in (ranks,commit,transform)"
         alive = map(Pod, await self._list(place, writing, _ALIVE, _MOST_WAITING))
         return pods, [f"CheckpointTransform {pod.annotation(jobs.ANNOTATION_TRANSFORM)} (pod {pod.name})" for pod in alive]
+
+    async def _pods_of_ranks(self, place: str, labels: str, job: Job, current: dict[str, Job]) -> list[Pod]:
+        """Return some pods of the ranks step: why it does not progress, why it failed, or the report of the commit."""
+        pods: list[Pod] = []
+        if job.ended:
+            # The Job may also fail after a pod has committed, for example at its deadline.
+            if "commit" not in current:
+                pods += await self._committing(place, labels, job)
+        else:
+            waiting = await self._list(place, labels, "status.phase=Pending", _MOST_WAITING)
+            if not waiting and not job.runs:
+                waiting = await self._list(place, labels, "status.phase=Running", _PAGE)
+                # Pods on a lost node are not ready either, but their containers run: no report, however often all pods are read.
+                if job.ends and all(Pod(item).succeeded for item in waiting):
+                    pods += await self._committing(place, labels, job)
+            pods += map(Pod, waiting)
+        if not job.complete and (job.status.get("failed") or job.failed is not None):
+            pods += map(Pod, await self._list(place, labels, "status.phase=Failed", _MOST_FAILED))
+        return pods
 
     async def _committing(self, place: str, labels: str, job: Job) -> list[Pod]:
         """Return the pod of a Job that reports a commit, if it is among the first ones. Any index can be finished last."""

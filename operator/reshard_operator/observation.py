@@ -65,6 +65,11 @@ class Transform:
         """The last status of this attempt, or an empty dict."""
         return self.status if self.status.get("attempt", self.attempt) == self.attempt else {}
 
+    @property
+    def ended(self) -> bool:
+        """True if this attempt has succeeded or failed."""
+        return "completionTime" in self.status_of_attempt
+
     def knows(self, step: str) -> bool:
         """Return whether the status of this attempt already contains the result of a step."""
         mark = {"plan": "plan", "commit": "manifest", "transform": "plan"}[step]
@@ -389,7 +394,7 @@ class Seen:
             UnreadableMessageError: the termination message cannot be read.
         """
         job = self.jobs.get(step)
-        if job is None or job.failed is not None:
+        if job is None:
             return None
         succeeded = next((pod for pod in self.pods_of(job) if pod.succeeded), None)
         return succeeded.result(kind) if succeeded is not None else None
@@ -408,7 +413,7 @@ class Seen:
         if (done := self.result("transform", TransformMessage)) is not None:
             return done.committed
         job = self.jobs.get("ranks")
-        pods = self.pods_of(job) if job is not None and job.failed is None else ()
+        pods = self.pods_of(job) if job is not None else ()  # a Job that failed later does not make the checkpoint incomplete
         return next((found for pod in pods if (found := pod.committed) is not None), None)
 
 

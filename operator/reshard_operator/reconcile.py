@@ -113,7 +113,7 @@ def reconcile(seen: Seen, config: Config) -> Decision:
     transform, spec = seen.transform, seen.transform.spec
     if transform.deleting:
         return Decision()
-    if _has_ended(seen):
+    if transform.ended:
         return _clear_up(seen)
     if spec is None:
         # CRD and operator have different versions during an upgrade, so the spec may be readable later: wait.
@@ -354,11 +354,6 @@ def _progress(step: str, name: str, run: int, details: Object | None) -> str:
         return f"{ranks['succeeded']} of {ranks['total']} ranks are written{failed}{left}"
     again = f" (run {run} of at most {MOST_RUNS}: the previous run reported no readable result)" if run > 1 else ""
     return f"Job {name} is running{again}"
-
-
-def _has_ended(seen: Seen) -> bool:
-    status = seen.transform.status
-    return Phase(status.get("phase") or Phase.PENDING).terminal and status.get("attempt") == seen.transform.attempt
 
 
 def _clear_up(seen: Seen) -> Decision:

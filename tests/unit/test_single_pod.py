@@ -78,6 +78,17 @@ def test_the_deadline_is_that_of_the_pod() -> None:
     assert ready(cluster)["message"] == "the pod took longer than spec.execution.activeDeadlineSeconds (7 s)"
 
 
+def test_a_pod_that_succeeds_before_the_deadline_is_noticed_has_succeeded() -> None:
+    cluster = PretendCluster(single(), lags=True)
+    cluster.work()
+    cluster.advance()
+    cluster.advance()
+    (job,) = cluster.jobs.values()
+    job["status"] |= {"conditions": [{"type": "Failed", "status": "True", "reason": "DeadlineExceeded"}]}
+    cluster.work()
+    assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Complete", "Complete")
+
+
 @pytest.mark.parametrize("outcome", [(0, ""), (0, TRANSFORM | {"committed": None})])
 def test_a_result_that_is_missing_is_requested_three_times(outcome: tuple[int, object]) -> None:
     cluster = PretendCluster(single(), outcome=lambda *_: outcome)
