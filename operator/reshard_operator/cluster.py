@@ -99,7 +99,7 @@ class Cluster:
         own, others = await self._jobs(transform)
         seen = Seen.of(transform, now, own)
         pods, writing = await self._pods(transform, seen.jobs)
-        rivals = tuple(dict.fromkeys((*writing, *jobs.rivals(transform, others))))
+        rivals = tuple(dict.fromkeys((*writing, *jobs.rivals(seen, others))))
         events = await self._events(transform, now, seen.jobs, pods)
         return replace(seen, pods=tuple(pods), rivals=rivals, events=tuple(events))
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from reshard.spec.mounts import Volume
     from reshard.spec.resource import TransformSpec
     from reshard_operator.config import Config
-    from reshard_operator.observation import Job, Transform
+    from reshard_operator.observation import Job, Seen, Transform
 
 MANAGED_BY = "reshard-operator"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
@@ -71,24 +71,26 @@ def rivals_selector(spec: TransformSpec) -> str:
     return f"{same},{LABEL_STAGE} in ({_NO_STAGE},{stage_label(spec)})" if spec.target.kind.one_stage else same
 
 
-def rivals(transform: Transform, others: Iterable[Job]) -> tuple[str, ...]:
-    """Return descriptions of the Jobs of other transforms that occupy the same target."""
+def rivals(seen: Seen, others: Iterable[Job]) -> tuple[str, ...]:
+    """Return descriptions of the Jobs of other transforms that occupy the target of a transform."""
+    single = seen.jobs.get("transform")
+    writes = single is not None and not single.ended
     return tuple(
         f"CheckpointTransform {job.annotation(ANNOTATION_TRANSFORM)} (Job {job.name})"
         for job in others
-        if holds_target(job, transform)
+        if holds_target(job, seen.transform, writes=writes)
     )
 
 
-def holds_target(job: Job, transform: Transform) -> bool:
+def holds_target(job: Job, transform: Transform, *, writes: bool = False) -> bool:
     """Return whether a Job of another transform occupies the target, so that this transform must wait.
 
     A transform occupies the target from the creation of the Job that writes its ranks until it has ended, even while it is
-    suspended. The Job then has a TTL. If two transforms start at the same time, the one that was created first starts. A Job
-    without an owner occupies the target only while it runs.
+    suspended. The Job then has a TTL. If two transforms start at the same time, the one that was created first starts, or, if
+    this transform already has a Job that `writes`, continues. A Job without an owner occupies the target only while it runs.
     """
     underway = bool(job.owner) and "ttlSecondsAfterFinished" not in job.spec
-    if job.label(LABEL_STEP) != "plan" and underway:
+    if job.label(LABEL_STEP) != "plan" and underway and not writes:
         return True
     older = (job.annotation(ANNOTATION_CREATED), job.label(LABEL_TRANSFORM)) < (transform.created, transform.uid)
     return not job.ended and older

@@ -206,6 +206,8 @@ def _step(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details:
     if job.failed is not None:
         reason, message = _why_failed(seen, spec, step, job)
         return _fail(seen, reason, message, details)
+    if step == "transform" and seen.rivals:  # both were created before one of them was observed
+        return _tell(seen, _busy(seen, Phase.PENDING), details, _SOON_SECONDS, Delete(job))
     actions = _adjust(spec, step, job, manifest)
     if spec.suspend and job.suspended:
         return _tell(seen, _SUSPENDED, details, None, *actions)
@@ -245,8 +247,7 @@ def _begin(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details
         return _tell(seen, _SUSPENDED, details, None)
     if seen.rivals and step != "commit":
         phase = starting.phase if step == "ranks" else Phase.PENDING
-        busy = State(phase, "TargetBusy", f"waiting for {', '.join(seen.rivals[:3])}, which writes to the same target")
-        return _tell(seen, busy, details, _LOOK_AGAIN_SECONDS)
+        return _tell(seen, _busy(seen, phase), details, _LOOK_AGAIN_SECONDS)
     running = [job for job in seen.old_jobs if not job.ended]
     if running:
         stop = (Delete(job) for job in running if not job.deleting)
@@ -268,6 +269,10 @@ def _begin(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details
     named = {"jobs": {s: job.name for s, job in seen.jobs.items()} | {step: name}}
     creations = (Create(each) for each in (*jobs.spec_config_maps(seen.transform), manifest))
     return _tell(seen, starting, named | (details or {}), _LOOK_AGAIN_SECONDS, *creations)
+
+
+def _busy(seen: Seen, phase: Phase) -> State:
+    return State(phase, "TargetBusy", f"waiting for {', '.join(seen.rivals[:3])}, which writes to the same target")
 
 
 def _adjust(spec: TransformSpec, step: str, job: Job, manifest: Object) -> tuple[Patch, ...]:

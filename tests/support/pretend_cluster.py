@@ -124,8 +124,8 @@ class PretendCluster:
         transform = Transform.parse(copy.deepcopy(self.resource))
         found = [Job(copy.deepcopy(job)) for job in self.jobs.values()]
         pods = tuple(Pod(copy.deepcopy(pod)) for pod in self.pods)
-        rivals = jobs.rivals(transform, map(Job, self.others))
-        return replace(Seen.of(transform, self.now, found), pods=pods, rivals=rivals, events=tuple(self.events))
+        seen = Seen.of(transform, self.now, found)
+        return replace(seen, pods=pods, rivals=jobs.rivals(seen, map(Job, self.others)), events=tuple(self.events))
 
     def decide(self) -> Decision:
         """Return the operator's current decision."""

@@ -128,6 +128,28 @@ def test_the_only_pod_occupies_the_target() -> None:
     assert (first.created, ready(first)["reason"]) == ([], "TargetBusy")
 
 
+@pytest.mark.parametrize("mode", ["SinglePod", "Chained"])
+def test_the_younger_of_two_that_started_together_is_stopped(mode: str) -> None:
+    """Its pod would wait for the lock in vain."""
+    first = PretendCluster(resource("00001111-bbbb", execution={"mode": mode}))
+    second = PretendCluster(single())
+    for cluster in (first, second):
+        cluster.work()
+    first.others, second.others = list(second.jobs.values()), list(first.jobs.values())
+    for cluster in (first, second):
+        cluster.advance()
+        cluster.work()
+    assert first.jobs
+    assert (second.jobs, second.status["phase"], ready(second)["reason"]) == ({}, "Pending", "TargetBusy")
+    assert first.created[0] in ready(second)["message"]
+    first.others.clear()
+    first.settle()
+    assert first.status["phase"] == "Complete"
+    second.others = list(first.jobs.values())
+    second.settle()
+    assert second.status["phase"] == "Complete"
+
+
 def test_kueue_starts_the_pod() -> None:
     made = single()
     made["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpus"}

@@ -181,7 +181,8 @@ def _commit_as_last(invocation: Invocation, request: Request, ranks: tuple[int, 
         )
     except CancelledError:
         raise
-    except ReshardError as error:
+    except Exception as error:  # noqa: BLE001 - the ranks are written, so not even a bug may fail their pod
+        _log.debug("the commit failed", exc_info=True)
         console.err(f"the commit is left to the commit step: {printable(str(error))}", logging.WARNING)
         return None
     return None if manifest is None else _committed(manifest)
