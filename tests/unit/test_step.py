@@ -216,6 +216,24 @@ def test_a_commit_that_fails_is_left_to_the_commit_step(pods: Pods) -> None:
     assert "1 of 6 ranks are not finished or have changed: 2" in failed["message"]
 
 
+def test_a_bug_in_the_commit_does_not_fail_the_pod_of_the_last_rank(
+    pods: Pods, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pods.run("plan")
+    pods.run("ranks", JOB_COMPLETION_INDEX="0")
+
+    def fails(*_: object, **__: object) -> None:
+        raise KeyError("layer")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(step, "commit_if_complete", fails)
+        assert pods.run("ranks", JOB_COMPLETION_INDEX="1", RESHARD_LOG_LEVEL="debug")["committed"] is None
+    said = capsys.readouterr().err
+    assert "left to the commit step: KeyError: 'layer'" in said
+    assert "in fails" in said  # the traceback
+    pods.run("commit")
+
+
 def test_a_pod_of_another_plan_does_not_commit(pods: Pods) -> None:
     pods.run("plan")
     for index in range(2):

@@ -48,6 +48,7 @@ from reshard.spec.ranks import Grouping, format_ranks, ranks_to_write
 from reshard.spec.resource import parse_spec
 from reshard.target.lock import STALE_SECONDS
 from reshard.target.parts import final_notes, is_whole
+from reshard.telemetry import log
 from reshard.transform.complete import commit_checkpoint, commit_if_complete
 from reshard.transform.plan import plan_transform
 from reshard.transform.pods import Pods
@@ -182,8 +183,9 @@ def _commit_as_last(invocation: Invocation, request: Request, ranks: tuple[int, 
     except CancelledError:
         raise
     except Exception as error:  # noqa: BLE001 - the ranks are written, so not even a bug may fail their pod
-        _log.debug("the commit failed", exc_info=True)
-        console.err(f"the commit is left to the commit step: {printable(str(error))}", logging.WARNING)
+        log.debug("the commit of the last rank failed", exc_info=True)
+        said = str(error) if isinstance(error, ReshardError) else f"{type(error).__name__}: {error}"
+        console.err(f"the commit is left to the commit step: {printable(said)}", logging.WARNING)
         return None
     return None if manifest is None else _committed(manifest)
 
