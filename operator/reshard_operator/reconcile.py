@@ -125,7 +125,7 @@ def reconcile(seen: Seen, config: Config) -> Decision:
             "SpecChanged",
             "the spec changed while the transform was running; increase spec.execution.attempt to run the current spec",
         )
-    if spec.execution.mode == "SinglePod":
+    if spec.execution.mode == "SinglePod" and not spec.dry_run:  # a plan alone needs no queue, and no target
         done = seen.result("transform", TransformMessage)
         end = _end(seen, spec, done.plan, done.committed) if done is not None else None
         return end or _step(seen, spec, "transform", jobs.transform_job(transform, config, _next_run(seen, "transform")))

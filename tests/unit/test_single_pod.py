@@ -42,7 +42,6 @@ def test_one_job_does_everything() -> None:
 @pytest.mark.parametrize(
     ("spec", "result", "reason"),
     [
-        ({"dryRun": True}, {"committed": None}, "DryRun"),
         ({}, {"committed": None, "plan": PLAN | {"complete": True}}, "AlreadyComplete"),
         ({}, {"committed": TRANSFORM["committed"] | {"manifest": ""}}, "StageComplete"),
     ],
@@ -51,6 +50,19 @@ def test_other_ends(spec: dict[str, Any], result: dict[str, Any], reason: str) -
     cluster = PretendCluster(single(**spec), outcome=lambda *_: (0, TRANSFORM | result))
     cluster.settle()
     assert (cluster.status["phase"], ready(cluster)["reason"], cluster.created) == ("Complete", reason, [BASE])
+
+
+def test_a_dry_run_waits_for_no_queue_and_occupies_no_target() -> None:
+    made = single(dryRun=True)
+    made["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpus"}
+    cluster = PretendCluster(made)
+    cluster.work()
+    other = PretendCluster(resource("00001111-bbbb"), others=list(cluster.jobs.values()))
+    other.work()
+    assert other.created
+    cluster.settle()
+    assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Complete", "DryRun")
+    assert cluster.created == ["a-transform-11112222-plan"]
 
 
 @pytest.mark.parametrize(
