@@ -43,6 +43,7 @@ _GRACE_SECONDS = 30
 _PLAN_BYTES = 256 << 20
 # The plan is not known before the only pod of a transform starts. This is enough for 10,000 parameter names with S3.
 _TRANSFORM_BYTES = 512 << 20
+VARIABLE_GROUPING = "RESHARD_GROUPING"
 _SPEC_KEY = "spec.json"
 _TRACEPARENT = "TRACEPARENT"
 # A character takes at most 4 bytes in a ConfigMap, which holds 1 MiB, and 12 in a request, which holds 3 MiB.
@@ -136,7 +137,7 @@ def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Obj
     variables = {
         "RESHARD_TARGET_RANKS": str(planned.target_ranks),
         "RESHARD_DIGEST": planned.digest,
-        "RESHARD_GROUPING": msgspec.json.encode(planned.grouping).decode(),
+        VARIABLE_GROUPING: msgspec.json.encode(planned.grouping).decode(),
     }
     job = _job(transform, config, "ranks", variables, memory_bytes=planned.memory_bytes)
     job["spec"] |= {

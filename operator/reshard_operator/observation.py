@@ -193,6 +193,15 @@ class Job(Kept):
         done = len(self.indexes("completedIndexes"))
         return 0 < active <= _FEW and not self.status.get("ready") and done + active >= int(self.spec["completions"])
 
+    def variable(self, name: str) -> str:
+        """Return the value of an environment variable of the container.
+
+        Raises:
+            KeyError: the variable does not exist.
+        """
+        (container,) = (c for c in self.spec["template"]["spec"]["containers"] if c["name"] == CONTAINER)
+        return {str(each["name"]): str(each.get("value")) for each in container["env"]}[name]
+
     def indexes(self, field_name: str) -> tuple[int, ...]:
         """Return the completion indexes in a field of the status, such as "0,3-5"."""
         text = self.status.get(field_name) or ""

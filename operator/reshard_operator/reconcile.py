@@ -179,11 +179,17 @@ def refused(seen: Seen, decision: Decision, reason: str, message: str, *, for_go
 
 
 def _planned(seen: Seen) -> PlanMessage | None:
-    """Return the result of the plan, from its pod or, if the pod was deleted, from the status."""
-    planned, status = seen.result("plan", PlanMessage), seen.transform.status
+    """Return the result of the plan, from its pod or, if the pod was deleted, from the status.
+
+    If both were lost, another run of the plan may divide the ranks differently, but the Job of the ranks keeps its division.
+    """
+    planned, status, ranks = seen.result("plan", PlanMessage), seen.transform.status, seen.jobs.get("ranks")
     if planned is None and seen.transform.knows("plan"):
-        return msgspec.convert(status["plan"], PlanMessage)
-    return planned
+        planned = msgspec.convert(status["plan"], PlanMessage)
+    if planned is None or ranks is None:
+        return planned
+    grouping = msgspec.json.decode(ranks.variable(jobs.VARIABLE_GROUPING), type=Grouping)
+    return msgspec.structs.replace(planned, grouping=grouping)
 
 
 def _next_run(seen: Seen, step: str) -> int:

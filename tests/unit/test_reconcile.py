@@ -437,3 +437,22 @@ def test_the_event_of_a_failure_ends_with_its_documentation() -> None:
     assert note.endswith(f"x. See {documentation('SourceRankMissing')}")
     assert len(note) < 1000
     assert event(status | {"phase": "Complete"}) == ("Normal", "x" * 2000)
+
+
+def test_a_second_plan_does_not_change_the_ranks_of_a_running_job() -> None:
+    """The operator and the pod of the plan may be lost after the Job of the ranks was created."""
+    cluster = PretendCluster()
+    while not any("ranks" in name for name in cluster.jobs):
+        cluster.carry_out(cluster.decide(), status_lost=True)
+        cluster.advance()
+    cluster.pods = [pod for pod in cluster.pods if "plan" not in pod["metadata"]["name"]]
+    usual = cluster.outcome
+    pairs = PLAN | {"grouping": {"run": 2, "count": 1, "stride": 2}}
+    cluster.outcome = lambda s, i: (0, pairs) if s == "plan" else usual(s, i)
+    while "plan" not in cluster.status:
+        cluster.work()
+        cluster.advance()
+    assert any(name.endswith("plan-r2") for name in cluster.created)
+    assert (cluster.status["plan"]["grouping"]["run"], cluster.status["plan"]["pods"]) == (1, 6)
+    cluster.settle()
+    assert (cluster.status["phase"], cluster.status["progress"]) == ("Complete", "6/6")
