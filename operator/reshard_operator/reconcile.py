@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from reshard.spec.messages import CommitMessage, PlanMessage, TransformMessage, UnreadableMessageError
+from reshard.spec.messages import CommitMessage, PlanMessage, RanksMessage, TransformMessage, UnreadableMessageError
 from reshard.spec.ranks import Grouping
 from reshard_operator import diagnosis, jobs
 from reshard_operator.observation import CONTAINER, MOST_RUNS, QUEUE_LABEL, as_text, ranks_of
@@ -27,16 +27,32 @@ if TYPE_CHECKING:
     from reshard_operator.config import Config
     from reshard_operator.observation import Job, Object, Seen
 
-_PHASES = {
-    "plan": Phase.PLANNING,
-    "ranks": Phase.RESHARDING,
-    "commit": Phase.COMMITTING,
-    "transform": Phase.RESHARDING,
+
+@dataclass(frozen=True)
+class _Step:
+    """One step of a transform.
+
+    Attributes:
+        phase: phase while the step runs, which is also the reason.
+        failed: reason of the transform if the pods of the step fail without a common one.
+        result: message of its pods.
+    """
+
+    phase: Phase
+    failed: str
+    result: type[StepMessage]
+
+    def doing(self, message: str) -> State:
+        """Return the state while the step runs."""
+        return State(self.phase, self.phase.value, message)
+
+
+_STEPS = {
+    "plan": _Step(Phase.PLANNING, "PlanFailed", PlanMessage),
+    "ranks": _Step(Phase.RESHARDING, "RanksFailed", RanksMessage),
+    "commit": _Step(Phase.COMMITTING, "CommitFailed", CommitMessage),
+    "transform": _Step(Phase.RESHARDING, "TransformFailed", TransformMessage),
 }
-_DOING = {"plan": "Planning", "ranks": "Resharding", "commit": "Committing", "transform": "Resharding"}
-# Ranks leave records; no later step depends on their results.
-_RESULTS: dict[str, type[StepMessage]] = {"plan": PlanMessage, "commit": CommitMessage, "transform": TransformMessage}
-_FAILED = {"plan": "PlanFailed", "ranks": "RanksFailed", "commit": "CommitFailed", "transform": "TransformFailed"}
 # Delay until the next reconcile for changes that no watch reports: pods of other transforms, pods that cannot start.
 _LOOK_AGAIN_SECONDS = 5.0
 _SOON_SECONDS = 1.0
@@ -202,7 +218,7 @@ def _step(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details:
     job = seen.jobs.get(step)
     if job is None:
         return _begin(seen, spec, step, manifest, details)
-    doing = State(_PHASES[step], _DOING[step], f"Job {job.name} is being deleted")
+    doing = _STEPS[step].doing(f"Job {job.name} is being deleted")
     if job.deleting:
         return _tell(seen, doing, details, _LOOK_AGAIN_SECONDS)
     if job.complete:  # without a result, or the step would be over
@@ -248,7 +264,7 @@ def _look_again(seen: Seen, step: str, job: Job) -> float | None:
 
 def _begin(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details: Object | None) -> Decision:
     """Create the Job of a step, as soon as no other pod can write to the target."""
-    starting = State(_PHASES[step], _DOING[step], "creating the Job")
+    starting = _STEPS[step].doing("creating the Job")
     if spec.suspend:
         return _tell(seen, _SUSPENDED, details, None)
     if seen.rivals and step != "commit":
@@ -310,14 +326,14 @@ def _why_failed(seen: Seen, spec: TransformSpec, step: str, job: Job) -> tuple[s
         grouping = planned.grouping if planned is not None else Grouping()
         names = as_text(tuple(rank for i in failed for rank in grouping.group(ranks, i)), 200)
         where = f"rank {names} of {len(ranks)} failed" if failed else "the Job of the ranks failed"
-        return _reason(said, "RanksFailed"), f"{where}: {_message(said, condition)}"
-    return _reason(said, _FAILED[step]), _message(said, condition)
+        return _reason(said, _STEPS[step].failed), f"{where}: {_message(said, condition)}"
+    return _reason(said, _STEPS[step].failed), _message(said, condition)
 
 
 def _why_no_result(seen: Seen, step: str, job: Job) -> str:
     """Return the message for a step that was completed without a result."""
     try:
-        seen.read_result(step, _RESULTS[step])
+        seen.read_result(step, _STEPS[step].result)
         why, fix = "its pod was deleted", "find out which controller deletes finished pods"
     except UnreadableMessageError as error:
         why = str(error)
