@@ -9,7 +9,7 @@ killed at any time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ import msgspec
 from reshard.spec.messages import CommitMessage, PlanMessage, RanksMessage, TransformMessage, UnreadableMessageError
 from reshard.spec.ranks import Grouping
 from reshard_operator import diagnosis, jobs
+from reshard_operator.decision import Create, Decision, Delete, Patch
 from reshard_operator.observation import CONTAINER, MOST_RUNS, QUEUE_LABEL, as_text, ranks_of
 from reshard_operator.status import Phase, State, all_done, build, plan_details, rank_details
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from reshard.spec.messages import FailureMessage, StepMessage
     from reshard.spec.resource import TransformSpec
     from reshard_operator.config import Config
+    from reshard_operator.decision import Action
     from reshard_operator.observation import Job, Object, Seen
 
 
@@ -62,66 +64,6 @@ _LEAST_LATE_SECONDS = 0.5
 # Jobs whose containers have succeeded end within this time, unless another container of their pods never ends.
 _ENDING_SECONDS = 60.0
 _SUSPENDED = State(Phase.SUSPENDED, "Suspended", "set spec.suspend to false to resume")
-
-
-@dataclass(frozen=True)
-class Create:
-    """Create a Job, or a ConfigMap that its pods require."""
-
-    manifest: Object
-
-    @property
-    def kind(self) -> str:
-        """Job or ConfigMap."""
-        return str(self.manifest["kind"])
-
-    @property
-    def name(self) -> str:
-        """Name of the object."""
-        return str(self.manifest["metadata"]["name"])
-
-
-@dataclass(frozen=True)
-class Patch:
-    """Change some fields of a Job's spec."""
-
-    job: Job
-    spec: Object
-
-    @property
-    def name(self) -> str:
-        """Name of the Job."""
-        return self.job.name
-
-
-@dataclass(frozen=True)
-class Delete:
-    """Delete a Job and its pods."""
-
-    job: Job
-
-    @property
-    def name(self) -> str:
-        """Name of the Job."""
-        return self.job.name
-
-
-Action = Create | Patch | Delete
-
-
-@dataclass(frozen=True)
-class Decision:
-    """The result of an observation: actions and status.
-
-    Attributes:
-        status: new status of the resource. None means that the status is not changed.
-        actions: actions to execute before the status is written.
-        look_again_seconds: delay until the next observation, unless a watch reports a change earlier.
-    """
-
-    status: Object | None = None
-    actions: tuple[Action, ...] = field(default=())
-    look_again_seconds: float | None = None
 
 
 def reconcile(seen: Seen, config: Config) -> Decision:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from reshard_operator import metrics
 from reshard_operator.cluster import ApiError, NameTakenError
-from reshard_operator.reconcile import Create, reconcile, refused
+from reshard_operator.decision import Create
+from reshard_operator.reconcile import reconcile, refused
 from reshard_operator.status import event, only_counts_differ
 from reshard_operator.workqueue import WorkQueue
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
     from reshard_operator.cluster import Cluster
     from reshard_operator.config import Config
+    from reshard_operator.decision import Decision
     from reshard_operator.observation import Object, Seen
-    from reshard_operator.reconcile import Decision
 
 Key = tuple[str, str]
 

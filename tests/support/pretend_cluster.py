@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from reshard.spec.messages import MESSAGE_VERSION
 from reshard_operator import jobs
 from reshard_operator.config import Config
+from reshard_operator.decision import Create, Decision, Delete
 from reshard_operator.observation import CONTAINER, Event, Job, Pod, Seen, Transform
-from reshard_operator.reconcile import Create, Decision, Delete, reconcile
+from reshard_operator.reconcile import reconcile
 
 if TYPE_CHECKING:
     from collections.abc import Callable

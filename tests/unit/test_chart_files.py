@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 
 from reshard.spec.resource import parse_resource
 from reshard_operator import metrics
-from reshard_operator.reconcile import Create
+from reshard_operator.decision import Create
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pretend_cluster import COMMIT, CONFIG, PLAN, PretendCluster, older
 from prometheus_client import REGISTRY
 
+from reshard_operator.decision import Decision
 from reshard_operator.metrics import Census
-from reshard_operator.reconcile import Decision
 from reshard_operator.status import WAITING, Phase
 from reshard_operator.worker import Reconciler
 

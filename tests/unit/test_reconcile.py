@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from pretend_cluster import COMMIT, CONFIG, PLAN, PretendCluster, committing, conditions, failing, older, ready, resource
 
 from reshard.errors import documentation
+from reshard_operator.decision import Create, Delete, Patch
 from reshard_operator.jobs import holds_target
 from reshard_operator.observation import Job, Pod, Transform
-from reshard_operator.reconcile import Create, Delete, Patch, reconcile, refused
+from reshard_operator.reconcile import reconcile, refused
 from reshard_operator.status import event, only_counts_differ
 
 if TYPE_CHECKING:

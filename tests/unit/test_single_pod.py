@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pretend_cluster import PLAN, TRANSFORM, PretendCluster, conditions, failing, older, ready, resource
 
-from reshard_operator.reconcile import Create, refused
+from reshard_operator.decision import Create
+from reshard_operator.reconcile import refused
 
 BASE = "a-transform-11112222-transform"
 SINGLE = {"mode": "SinglePod"}
