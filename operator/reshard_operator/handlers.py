@@ -59,17 +59,18 @@ def registry(config: Config, reconciler: Reconciler, server: str) -> kopf.Operat
         # By its address, like every other client: kopf would use the cluster's DNS, which may not exist, or not yet.
         return dataclasses.replace(account, server=server) if account is not None else kopf.login_with_kubeconfig(**known)
 
+    # Handlers and probes are coroutines, because kopf runs plain functions in threads. The queue is not thread-safe, and a thread
+    # has no loop whose tasks could be counted.
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=handlers)
-    def transform_changed(namespace: str | None, name: str, **_: Any) -> None:
+    async def transform_changed(namespace: str | None, name: str, **_: Any) -> None:
         reconciler.mark(namespace or "", name)
 
     @kopf.on.event("batch", "v1", "jobs", registry=handlers)
-    def job_changed(namespace: str | None, annotations: kopf.Annotations, **_: Any) -> None:
+    async def job_changed(namespace: str | None, annotations: kopf.Annotations, **_: Any) -> None:
         name = annotations.get(jobs.ANNOTATION_TRANSFORM)
         if name:
             reconciler.mark(namespace or "", name)
 
-    # Coroutines, because kopf runs plain functions in a thread, without a loop whose tasks could be counted.
     @kopf.on.probe(id="resync", registry=handlers, errors=kopf.ErrorsMode.PERMANENT)
     async def resynced_recently(**_: Any) -> str:
         age = time.monotonic() - reconciler.last_resync
