@@ -56,7 +56,9 @@ def begun(stage: Stage, name: str) -> None:
 def completes(stage: Stage, name: str) -> None:
     stage.ended(name, seconds=_PATIENCE)
     assert stage.differences() == []
-    assert len(stage.jobs()) == 3
+    # No step ran twice. The last rank commits, unless the report of its pod was lost.
+    steps = [job.metadata.labels["reshard.dev/step"] for job in stage.jobs().values()]
+    assert sorted(steps) in (["plan", "ranks"], ["commit", "plan", "ranks"])
 
 
 def test_an_upgrade_does_not_disturb_running_transforms(stage: Stage) -> None:
