@@ -58,7 +58,7 @@ TOY = """
         def file_size(self, tensors, metadata, *, crc=False):
             return len(self._head(tensors)) + sum(tensor.nbytes for tensor in tensors)
 
-        def entries(self, reader, tensors):
+        def entries(self, reader, tensors, seen=None):
             at, found = len(self._head(tensors)), []
             for tensor in tensors:
                 found.append(TensorEntry(tensor.name, tensor.dtype, tensor.shape, ((at, tensor.nbytes),)))

@@ -198,7 +198,9 @@ class CkptFormat(OutputDefaults):
         """Return the bytes at the end of a file with a CRC."""
         return crc_trailer(crc)
 
-    def entries(self, reader: RangeReader, tensors: Sequence[OutputTensor]) -> tuple[TensorEntry, ...]:
+    def entries(
+        self, reader: RangeReader, tensors: Sequence[OutputTensor], seen: dict[bytes, Structure] | None = None
+    ) -> tuple[TensorEntry, ...]:
         """Return the tensors that a finished file describes."""
         return read_header(reader).structure.tensors
 

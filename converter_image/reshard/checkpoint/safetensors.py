@@ -182,9 +182,11 @@ class SafetensorsFormat(OutputDefaults):
         """Return the length of a file in bytes."""
         return file_size(tensors, metadata, crc=crc)
 
-    def entries(self, reader: RangeReader, tensors: Sequence[OutputTensor]) -> tuple[TensorEntry, ...]:
+    def entries(
+        self, reader: RangeReader, tensors: Sequence[OutputTensor], seen: dict[bytes, Structure] | None = None
+    ) -> tuple[TensorEntry, ...]:
         """Return the tensors that a finished file describes."""
-        return read_header(reader).structure.tensors
+        return read_header(reader, seen).structure.tensors
 
 
 SAFETENSORS = SafetensorsFormat()

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from reshard.formats.protocol import OutputFormat
     from reshard.plan import Parameter, RankPlan
     from reshard.progress import Progress
+    from reshard.storage.ahead import Read
     from reshard.storage.protocol import PartLimits, Store, Write, Writer
 
 
@@ -156,7 +157,7 @@ def assemble(task: Task, plan: RankPlan, writer: Writer, conditions: Conditions,
 
     with closing(task.source_files(conditions.content)) as files:
         sent = (move for part in planned if part.rank is None for move in laid_out[part.first : part.end])
-        files.expect(reads(sent), conditions.budget)
+        files.expect(plan.sources, reads(sent), conditions.budget)
         for part in planned:
             if part.rank is None:
                 carry_out(laid_out[part.first : part.end], files, emit, conditions.losses)
@@ -194,16 +195,21 @@ def produce(task: Task, plan: RankPlan, writer: Writer, conditions: Conditions) 
     with closing(task.source_files(conditions.content)) as files:
         if _has_sum_in_header(task):
             found = _HeaderSum(plan, conditions.cancellation)
-            files.expect(reads(moves(plan, found.spans)), conditions.budget)
+            files.expect(plan.sources, reads(moves(plan, found.spans)), conditions.budget)
             carry_out(moves(plan, found.spans), files, found.emit)
             crc = found.crc
-        files.expect(reads(moves(plan, task.pieces(plan.rank, crc))), conditions.budget)
+        files.expect(plan.sources, _reads(task, plan, crc), conditions.budget)
         threads = conditions.budget.writes if content.any_order else 1
         steps = moves(plan, task.pieces(plan.rank, crc))
         carry_out(steps, files, content.emit_later, conditions.losses, threads=threads if plan.written_nbytes > PART_BYTES else 0)
         digest = content.finish()
         files.check_unchanged()
     return digest
+
+
+def _reads(task: Task, plan: RankPlan, crc: int | None) -> Iterator[Read]:
+    """Yield the reads of a rank's file. The pieces of the file are only made if the first one is requested."""
+    yield from reads(moves(plan, task.pieces(plan.rank, crc)))
 
 
 class Shared(NamedTuple):

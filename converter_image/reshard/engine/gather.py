@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from functools import cached_property
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -21,7 +20,7 @@ from reshard.storage.ahead import Ahead
 from reshard.storage.digest import sample_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from reshard.checkpoint.inventory import Inventory, TensorEntry
     from reshard.engine.memory import Budget
@@ -78,21 +77,20 @@ class SourceFiles:
         self._lock = threading.Lock()
         self._content = content
 
-    def expect(self, reads: Iterable[Read], budget: Budget) -> None:
-        """Prefetch the reads that will follow, in this order, if the first one waits for a server or a disk.
+    def expect(self, sources: Sequence[int], reads: Iterable[Read], budget: Budget) -> None:
+        """Prefetch the reads that will follow, in this order, if the first source waits for a server or a disk.
 
         Args:
-            reads: reads in their order. The others are not consumed if the first one does not wait.
+            sources: ranks whose files are read.
+            reads: reads in their order. They are not consumed if there is nothing to wait for.
             budget: memory for prefetched data.
         """
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
-        following = iter(reads)
-        first = next(following, None)
-        if first is not None and self.opened(first[0]).waits:
+        if sources and self.opened(sources[0]).waits:
             memory = budget.ahead if self.remote else budget.disk_ahead
-            self._ahead = Ahead(chain([first], following), self.opened, memory, disk=not self.remote)
+            self._ahead = Ahead(reads, self.opened, memory, disk=not self.remote)
 
     def reader(self, rank: int) -> Reader:
         """See `OpenFiles.reader`."""

@@ -50,11 +50,11 @@ def notes_of(
 def _notes_on_names(model: Model, options: Options) -> list[str]:
     """Return notes about parameters that the user leaves out, and about patterns that match none."""
     notes: list[str] = []
-    if not options.kind.one_stage:  # only the last stage knows whether they match
-        unused = unmatched_patterns(model.source_names, (*options.include, *options.exclude))
-        notes += [
-            f"the rename rule for {r.pattern} applies to no parameter" for r in unapplied(model.source_names, options.rename)
-        ]
+    patterns = (*options.include, *options.exclude)
+    if (patterns or options.rename) and not options.kind.one_stage:  # only the last stage knows whether they match
+        names = model.source_names
+        unused = unmatched_patterns(names, patterns)
+        notes += [f"the rename rule for {r.pattern} applies to no parameter" for r in unapplied(names, options.rename)]
         notes += [f"the pattern {pattern} matches no parameter" for pattern in unused]
     if model.excluded:
         notes.append(f"--include and --exclude omit {_counted(model.excluded)}")
@@ -111,9 +111,9 @@ def _notes_on_copies(model: Model, request: Request) -> list[str]:
         notes.append(f"copies of these parameters differ between source ranks; {taken}: {listed(accepted)}")
     if accepted := sorted(model.inconsistent_replicas - model.per_rank):
         notes.append(f"replicas of these parameters differ; those of the lowest ranks are used: {listed(accepted)}")
-    suspect = model.may_be_slices
-    unnamed = [p.source_name for p in model.parameters if p.role is Role.REPLICATED or p.name in suspect]
     patterns = () if request.options.kind.one_stage else request.options.allow_inconsistent
+    suspect = model.may_be_slices if patterns else ()
+    unnamed = [p.source_name for p in model.parameters if p.role is Role.REPLICATED or p.name in suspect] if patterns else []
     unused = [pattern for pattern in patterns if not any(map(NamePattern(pattern).matches, unnamed))]
     return notes + [f"the pattern {pattern} matches no parameter outside the strategies" for pattern in unused]
 

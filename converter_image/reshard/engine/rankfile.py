@@ -320,11 +320,12 @@ def compare(task: Task, plan: RankPlan, store: Store, path: str, level: Verified
         headers = heads(_heads(task, plan), written.size)
         with prefetched(written, headers, HEADERS_AHEAD_BYTES, remote=store.remote) as ahead:
             try:
-                described = task.output.entries(Blocks(ahead) if store.remote else written, task.tensors(plan.rank))
+                reader, tensors = Blocks(ahead) if store.remote else written, task.tensors(plan.rank)
+                described = task.known.read(lambda seen: task.output.entries(reader, tensors, seen), at_once=store.remote)
             except DataError as error:
                 raise unreadable(written, error) from error
             try:
-                check_file(written, plan, task.model, files, level, described, at_once=at_once)
+                check_file(written, plan, task.model, files, level, described, known=task.known, at_once=at_once)
             except BugError:
                 files.check_unchanged()
                 raise

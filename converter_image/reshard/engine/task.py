@@ -14,6 +14,7 @@ from reshard.checkpoint.encryption import sealed_size
 from reshard.checkpoint.output import OutputTensor
 from reshard.engine.gather import SourceFiles
 from reshard.engine.notes import notes_of
+from reshard.engine.verify_entries import Known
 from reshard.errors import RequestError
 from reshard.formats.registry import requested_output
 from reshard.plan import Planner, Role, summarize
@@ -68,6 +69,7 @@ class Task:
         carried: content of each file of `Inventory.carried`, by its path. Empty if the task was already started.
         layout: layout file of the target, if there is one.
         planned: whether a plan in the target describes the source's files.
+        known: entries of files, for the verification of ranks.
     """
 
     request: Request
@@ -87,6 +89,7 @@ class Task:
     planned: bool = False
     layout: LayoutDocument | None = None
     carried: Mapping[str, bytes] = field(default_factory=dict)
+    known: Known = field(default_factory=Known, compare=False)
     _sizes: dict[int, int] = field(default_factory=dict, compare=False)  # before encryption, by `Planner.alike`
 
     @property
@@ -281,7 +284,7 @@ def task_of(  # noqa: PLR0913 - independent results of reading the source
     else:
         model = replace(model, parameters=tuple(p for p in model.parameters if p.dtype != OBJECT))
     decisive = _digests(*strategies) | request_key(request) | {"format": output.name}
-    decisive |= {} if layout is None else {"layout": hashlib.sha256(layout.canonical()).hexdigest()}
+    decisive |= {} if layout is None else {"layout": layout.digest}
     # An index refers to versions of files, so they are part of its identity.
     identified = model.inventory.identity if kind.writes_files else model.inventory.pinned
     identity = whole = _identity([decisive, identified])
@@ -340,7 +343,7 @@ def _arranged(model: Model, output: OutputFormat) -> Model:
 
 def _digests(source: Strategy | LayoutFile | None, target: Strategy | LayoutFile | Scale | None) -> dict[str, str | None]:
     pairs = (("sourceStrategy", source), ("targetStrategy", target))
-    return {name: None if each is None else hashlib.sha256(each.canonical()).hexdigest() for name, each in pairs}
+    return {name: None if each is None else each.digest for name, each in pairs}
 
 
 def key_of(

@@ -17,20 +17,24 @@ import xxhash
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.engine.cast import cast
-from reshard.engine.verify_small import Alike, Entries, Region, SmallComparison
+from reshard.engine.verify_entries import NONE, Known
+from reshard.engine.verify_small import Alike, Region, SmallComparison
 from reshard.errors import BugError, DataError
 from reshard.plan.columns import SCATTERED
 from reshard.plan.runs import SMALL_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from reshard.checkpoint.inventory import TensorEntry
     from reshard.checkpoint.manifest import Verified
     from reshard.engine.gather import SourceFiles
+    from reshard.engine.verify_entries import Entries
     from reshard.layout import Layout
+    from reshard.plan.columns import Numbers
     from reshard.plan.model import Model, Parameter
     from reshard.plan.rank import RankPlan, TargetTensor, TensorGroup
+    from reshard.plan.runs import Flags
     from reshard.storage.protocol import Reader
 
 _BLOCK_BYTES = 1 << 20
@@ -44,14 +48,15 @@ _FIX = "check the storage for errors and retry; if the error persists, please re
 _Indexes = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
-def check_file(
+def check_file(  # noqa: PLR0913 - the file, the source, and how to compare them
     written: Reader,
     plan: RankPlan,
     model: Model,
     files: SourceFiles,
     level: Verified,
-    described: Iterable[TensorEntry],
+    described: Sequence[TensorEntry],
     *,
+    known: Known | None = None,
     at_once: int = 1,
 ) -> None:
     """Compare a finished file with the source.
@@ -63,29 +68,33 @@ def check_file(
         files: files of the source.
         level: amount of data to compare. "Full" compares every byte. Other levels compare small tensors, and some rows of others.
         described: tensors that the file describes, see `OutputFormat.entries`.
+        known: entries of files. Those of other ranks of the task are often equal.
         at_once: number of parameters compared at a time.
 
     Raises:
         BugError: the file differs from the source.
     """
-    local, alike, held = plan.rank % model.target_devices, dict[int, Alike](), Entries(model.inventory)
-    many = [_are_many(plan, group) for group in plan.groups]
-    comparisons: list[_Comparison] = []
-    small: dict[int, TensorEntry] = {}
-    for number, entry in _pairs(written, plan, described):
-        position = int(plan.group_of[number])
-        group, parameter = plan.groups[position], plan.parameters[number]
-        if many[position] and parameter.kind is group.kind and len(entry.extents) == 1:
-            small[number] = entry
-            if position not in alike:
-                alike[position] = Alike.of(group, _regions(written, plan.tensors[number], local, model, held))
-        else:
-            regions = _regions(written, plan.tensors[number], local, model, held)
-            comparisons.append(_Comparison(written, entry, parameter, files, regions))
-    for number in SmallComparison(written, plan, files, held, alike).differing(small):
-        parameter, regions = plan.parameters[number], _regions(written, plan.tensors[number], local, model, held)
-        _Comparison(written, small[number], parameter, files, regions).run("Full")  # names the source file
-        raise _differs(written, parameter, "differs from the source")
+    local = plan.rank % model.target_devices
+
+    found = known or Known()
+    entries = found.of_written(described)
+
+    def held(rank: int) -> Entries:
+        return found.of_rank(model.inventory, rank)
+
+    def compared(number: int) -> _Comparison:
+        entry, regions = entries.tensors[positions[number]], _regions(written, plan.tensors[number], local, model, held)
+        return _Comparison(written, entry, plan.parameters[number], files, regions)
+
+    positions = _positions(written, plan, entries)
+    is_small = _together(plan) & (entries.offsets[positions] != NONE)
+    comparisons = [compared(number) for number in np.flatnonzero((positions != NONE) & ~is_small).tolist()]
+    small, alike = np.flatnonzero(is_small), dict[int, Alike]()
+    for position, first in zip(*(each.tolist() for each in np.unique(plan.group_of[small], return_index=True)), strict=True):
+        alike[position] = Alike.of(plan.groups[position], _regions(written, plan.tensors[int(small[first])], local, model, held))
+    for number in SmallComparison(written, plan, files, held, alike).differing(small, entries.offsets[positions[small]]):
+        compared(number).run("Full")  # names the source file
+        raise _differs(written, plan.parameters[number], "differs from the source")
     if at_once == 1:
         for comparison in comparisons:
             comparison.run(level)
@@ -95,29 +104,38 @@ def check_file(
             pass
 
 
-def _pairs(written: Reader, plan: RankPlan, described: Iterable[TensorEntry]) -> Iterator[tuple[int, TensorEntry]]:
-    """Yield the number of each planned tensor with elements, and its entry in the finished file.
+def _positions(written: Reader, plan: RankPlan, entries: Entries) -> Numbers:
+    """Return the position of the entry of each planned tensor in the finished file, or `NONE` if the tensor has no elements.
 
     Raises:
         BugError: the file lacks a tensor, or contains one that was not planned.
     """
-    entries = {entry.name: entry for entry in described}
     expected = [(group.kind.target_dtype, group.geometry.box.shape) for group in plan.groups]
-    for number, position in enumerate(plan.group_of.tolist()):
-        if not prod(expected[position][1]):
-            continue
-        entry = entries.pop(plan.parameters[number].name, None)
-        if entry is None or (entry.dtype, entry.shape) != expected[position]:
-            raise _differs(written, plan.parameters[number], "is missing, or its type or shape differs from the source")
-        yield number, entry
-    leftover = [name for name, entry in entries.items() if entry.nbytes]
-    if leftover:
-        raise BugError(
-            "VerificationFailed",
-            f"the file contains a parameter that was not planned: {leftover[0]}",
-            where=written.name,
-            fix=_FIX,
-        )
+    has_elements = np.array([prod(shape) > 0 for _, shape in expected], np.bool_)[plan.group_of]
+    positions: Numbers = np.where(has_elements, entries.positions(plan.parameters), NONE)
+    counts = np.bincount(positions[positions != NONE], minlength=len(entries.tensors) + 1)  # none at `NONE`
+    as_expected = entries.have_types(positions, expected, plan.group_of) & (counts[positions] == 1)
+    if (wrong := np.flatnonzero(has_elements & ~as_expected)).size:
+        parameter = plan.parameters[wrong[0]]
+        raise _differs(written, parameter, "is missing, or its type or shape differs from the source")
+    for position in np.flatnonzero(counts[:-1] == 0).tolist():
+        if entries.tensors[position].nbytes:
+            raise BugError(
+                "VerificationFailed",
+                f"the file contains a parameter that was not planned: {entries.tensors[position].name}",
+                where=written.name,
+                fix=_FIX,
+            )
+    return positions
+
+
+def _together(plan: RankPlan) -> Flags:
+    """Return which tensors of a plan are compared together: many that are alike."""
+    kinds = np.fromiter((id(parameter.kind) for parameter in plan.parameters), np.int64, len(plan.parameters))
+    are_many = np.array([_are_many(plan, group) for group in plan.groups], np.bool_)
+    of_groups = np.array([id(group.kind) for group in plan.groups], np.int64)
+    found: Flags = are_many[plan.group_of] & (kinds == of_groups[plan.group_of])
+    return found
 
 
 def _are_many(plan: RankPlan, group: TensorGroup) -> bool:
@@ -128,7 +146,9 @@ def _are_many(plan: RankPlan, group: TensorGroup) -> bool:
     return all((plan.offsets(group, overlap) != SCATTERED).all() for overlap in range(len(group.ranks)))
 
 
-def _regions(written: Reader, tensor: TargetTensor, local: int, model: Model, entries: Entries) -> tuple[Region, ...]:
+def _regions(
+    written: Reader, tensor: TargetTensor, local: int, model: Model, held_by: Callable[[int], Entries]
+) -> tuple[Region, ...]:
     """Return the regions of a target slice. Of the plan, only its choice of source ranks is used.
 
     Raises:
@@ -139,7 +159,7 @@ def _regions(written: Reader, tensor: TargetTensor, local: int, model: Model, en
     low, high = _bounds(parameter.target, whole, local)
     planned = zip(tensor.geometry.overlaps, tensor.geometry.cells, tensor.ranks, tensor.entries, strict=True)
     for overlap, cell, rank, chosen in planned:
-        entry = chosen if parameter.shards is not None else entries.find(rank, parameter.source_name)
+        entry = chosen if parameter.shards is not None else held_by(rank).find(parameter.source_name)
         position = tuple(a + i for a, i in zip(low, overlap.target.start, strict=True))
         held = _slice_at(parameter, position, cell)
         if held is None or entry is None or not _holds(parameter, held, rank, entry, model):

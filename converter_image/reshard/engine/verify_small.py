@@ -15,12 +15,14 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.engine.cast import cast
+from reshard.engine.verify_entries import NONE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from reshard.checkpoint.inventory import Inventory, TensorEntry
+    from reshard.checkpoint.inventory import TensorEntry
     from reshard.engine.gather import SourceFiles
+    from reshard.engine.verify_entries import Entries
     from reshard.plan import RankPlan
     from reshard.plan.columns import Numbers
     from reshard.plan.rank import TensorGroup
@@ -31,33 +33,6 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 1 << 20
 _MOST_PIECES = 1 << 15
 _GAP_BYTES = 4096
-
-
-class Entries:
-    """The entries of the source's files by name, from their headers.
-
-    Args:
-        inventory: files of the source.
-    """
-
-    def __init__(self, inventory: Inventory) -> None:
-        self._structures = inventory.structures
-        self._structure_of = {file.rank: file.structure for file in inventory.files}
-        self._by_name: dict[int, dict[str, TensorEntry]] = {}
-
-    def structure(self, rank: int) -> int:
-        """Return the number of the structure of a rank's file. Files of the same structure have equal entries."""
-        return self._structure_of[rank]
-
-    def of_structure(self, number: int) -> Mapping[str, TensorEntry]:
-        """Return the entries of the files of a structure."""
-        if number not in self._by_name:
-            self._by_name[number] = {entry.name: entry for entry in self._structures[number].tensors}
-        return self._by_name[number]
-
-    def find(self, rank: int, name: str) -> TensorEntry | None:
-        """Return the entry of this name in a rank's file, or None if there is none."""
-        return self.of_structure(self.structure(rank)).get(name)
 
 
 class Region(NamedTuple):
@@ -181,21 +156,22 @@ class SmallComparison:
         written: reader of the file.
         plan: plan of the file.
         files: files of the source.
-        held: entries of the source's files.
+        held: function that returns the entries of a source rank's file.
         alike: what the tensors of each group have in common, by the position of the group.
     """
 
-    def __init__(self, written: Reader, plan: RankPlan, files: SourceFiles, held: Entries, alike: Mapping[int, Alike]) -> None:
+    def __init__(
+        self, written: Reader, plan: RankPlan, files: SourceFiles, held: Callable[[int], Entries], alike: Mapping[int, Alike]
+    ) -> None:
         self._written, self._plan, self._files, self._held, self._alike = written, plan, files, held, alike
 
-    def differing(self, entries: Mapping[int, TensorEntry]) -> Iterator[int]:
+    def differing(self, numbers: Numbers, offsets: Numbers) -> Iterator[int]:
         """Yield the numbers of the tensors that differ from the source, or whose entries are not as expected.
 
         Args:
-            entries: entry of each tensor in the written file, by its number, in ascending order. Its content is one range.
+            numbers: numbers of the tensors, ascending.
+            offsets: first byte of the content of each in the written file.
         """
-        numbers = np.fromiter(entries, np.int64, len(entries))
-        offsets = np.fromiter((entry.extents[0][0] for entry in entries.values()), np.int64, len(entries))
         groups = self._plan.group_of[numbers]
         nbytes, counts = np.zeros((2, len(self._plan.groups)), np.int64)
         for position, each in self._alike.items():
@@ -250,29 +226,22 @@ class SmallComparison:
 
     def _pieces(self, alike: Alike, numbers: Numbers, places: Numbers) -> tuple[Pieces, Flags]:
         """Return the pieces of the tensors of a group, and which tensors do not have the expected entries."""
-        names = [self._plan.parameters[number].source_name for number in numbers.tolist()]
         offsets = np.zeros((len(alike.regions), len(numbers)), np.int64)
-        known: dict[tuple[int, tuple[int, ...]], Numbers] = {}
+        known: dict[tuple[Entries, tuple[int, ...]], Numbers] = {}
         for number, region in enumerate(alike.regions):
             assert region.entry is not None  # noqa: S101 - padding is left out
-            key = self._held.structure(region.rank), region.entry.shape
+            key = held, shape = self._held(region.rank), region.entry.shape
             if key not in known:
-                held, like = self._held.of_structure(key[0]), (alike.group.kind.dtype, region.entry.shape)
-                known[key] = np.fromiter((_offset(held.get(name), *like) for name in names), np.int64, len(names))
+                positions = held.positions(self._plan.parameters)[numbers]
+                as_expected = held.have_types(positions, [(alike.group.kind.dtype, shape)], np.zeros_like(positions))
+                known[key] = np.where(as_expected, held.offsets[positions], NONE)
             offsets[number] = known[key]
         region_of, source, target = alike.pieces.T
         sources = offsets[region_of].T + source
         ranks = np.array([region.rank for region in alike.regions], np.int64)[region_of]
         columns = (np.broadcast_to(ranks, sources.shape), sources, places[:, np.newaxis] + target)
-        wrong: Flags = np.any(offsets < 0, axis=0)
+        wrong: Flags = np.any(offsets == NONE, axis=0)
         return Pieces(*map(np.ravel, (*columns, np.full(sources.shape, alike.length)))), wrong
-
-
-def _offset(entry: TensorEntry | None, dtype: str, shape: tuple[int, ...]) -> int:
-    """Return the first byte of an entry's content in the file, or -1 if it has another type or shape, or is divided."""
-    if entry is None or entry.dtype != dtype or entry.shape != shape or len(entry.extents) != 1:
-        return -1
-    return entry.extents[0][0]
 
 
 def _places(sizes: Numbers) -> tuple[Numbers, int]:

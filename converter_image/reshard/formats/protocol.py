@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from reshard.checkpoint.inventory import RangeReader, TensorEntry
+    from reshard.checkpoint.inventory import RangeReader, Structure, TensorEntry
     from reshard.checkpoint.output import OutputFile, OutputTensor, Piece
     from reshard.model import Checkpoint
 
@@ -174,12 +174,15 @@ class OutputFormat(Protocol):
     def trailer(self, crc: int) -> bytes:
         """Return what follows the pieces if a file has its CRC32 in a trailer, or nothing."""
 
-    def entries(self, reader: RangeReader, tensors: Sequence[OutputTensor]) -> tuple[TensorEntry, ...]:
+    def entries(
+        self, reader: RangeReader, tensors: Sequence[OutputTensor], seen: dict[bytes, Structure] | None = None
+    ) -> tuple[TensorEntry, ...]:
         """Return the tensors that a finished file describes, for its verification.
 
         Args:
             reader: reader of the file.
             tensors: tensors of which the file was made, in content order.
+            seen: cache of structures by encoded header, to which a format may add. Files of other ranks are often alike.
 
         Raises:
             DataError: the file is damaged.

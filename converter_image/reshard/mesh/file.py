@@ -34,9 +34,10 @@ class LayoutFile:
         """Ranks of all stages."""
         return self.document.numbers
 
-    def canonical(self) -> bytes:
-        """Return equal bytes for equal documents."""
-        return self.document.canonical()
+    @property
+    def digest(self) -> str:
+        """Digest that is equal for equal documents."""
+        return self.document.digest
 
 
 def is_layout(content: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,9 +30,10 @@ class Scale:
 
     text: str
 
-    def canonical(self) -> bytes:
-        """Return equal bytes for equal changes."""
-        return f"scale {self.text}".encode()
+    @property
+    def digest(self) -> str:
+        """Digest that is equal for equal changes."""
+        return hashlib.sha256(f"scale {self.text}".encode()).hexdigest()
 
 
 def scaled(document: LayoutDocument, scale: Scale) -> LayoutDocument:

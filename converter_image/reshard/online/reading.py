@@ -116,7 +116,7 @@ class _Reading:
     def expect(self, parts: Iterable[Part]) -> None:
         """Prefetch what follows from remote storage, in this order, unless it is read straight into its place."""
         if self._files.remote:
-            self._files.expect(buffered_reads(parts), Budget(ahead=_PREFETCH_BYTES))
+            self._files.expect(self._plan.sources, buffered_reads(parts), Budget(ahead=_PREFETCH_BYTES))
 
     def pad(self, numbers: range, places: Mapping[int, Array]) -> None:
         """Write the zeros that pad a tensor. Small tensors are padded when they are read."""

@@ -44,7 +44,7 @@ def names_in(strategy: Strategy | None) -> dict[str, Named]:
     return found
 
 
-class Whereabouts(NamedTuple):
+class _Whereabouts(NamedTuple):
     """A parameter in the source's files and in both strategies.
 
     Attributes:
@@ -93,18 +93,28 @@ class Kinds:
         self._inconsistent = [NamePattern(pattern) for pattern in inconsistent]
         self._known: dict[Hashable, tuple[Kind, ...]] = {}
 
-    def of(self, found: Whereabouts) -> tuple[Kind, ...]:
+    def of(
+        self,
+        name: str,
+        new_name: str,
+        entry: TensorEntry,
+        structures: tuple[int, ...],
+        role: Role,
+        source: Named,
+        target: Named,
+    ) -> tuple[Kind, ...]:
         """Return one kind for each distinct layout of target stages. Usually, there is only one.
+
+        For arguments, see `_Whereabouts`. An object for each of many parameters would take longer.
 
         Raises:
             DataError: files and strategies contradict each other, or a layout does not divide the parameter.
             RequestError: the parameter cannot be padded.
         """
-        name, _, entry, structures, role, source, target = found
         per_rank = role is Role.REPLICATED and any(pattern.matches(name) for pattern in self._inconsistent)
         special = name in self._shards or name in self._lengths
-        # The caller holds the stages, so that their identities are unique.
-        key = (entry.dtype, entry.shape, structures, role.value, per_rank, id(source), id(target))
+        # The caller holds the stages, so that their identities are unique. Roles are unique objects.
+        key = (entry.dtype, entry.shape, structures, id(role), per_rank, id(source), id(target))
         kinds = None if special else self._known.get(key)
         if kinds is None:
             cuts: SourceCuts = ()
@@ -112,12 +122,13 @@ class Kinds:
             if role is not Role.REPLICATED and self._stages is not None:
                 entry, cuts = self._stages.cuts(name, entry, structures, tuple(stage for stage, *_ in source))
                 alike = alike and self._stages.are_alike(structures, len(source))
-            kinds = self._find(found._replace(entry=entry), cuts, per_rank=per_rank)
+            found = _Whereabouts(name, new_name, entry, structures, role, source, target)
+            kinds = self._find(found, cuts, per_rank=per_rank)
             if alike:
                 self._known[key] = kinds
         return kinds
 
-    def _find(self, found: Whereabouts, cuts: SourceCuts, *, per_rank: bool) -> tuple[Kind, ...]:
+    def _find(self, found: _Whereabouts, cuts: SourceCuts, *, per_rank: bool) -> tuple[Kind, ...]:
         entry, target = found.entry, self._target
         before, source_stages = cuts[0] if cuts else (None, ())
         shape = entry.shape if before is None else whole_shape(found.name, entry, before)
@@ -151,7 +162,7 @@ class Kinds:
         )
 
 
-def _check_fit(found: Whereabouts, shape: tuple[int, ...], layout: Layout) -> None:
+def _check_fit(found: _Whereabouts, shape: tuple[int, ...], layout: Layout) -> None:
     """Check that a layout of the target divides a parameter of this whole shape.
 
     Raises:
@@ -169,7 +180,7 @@ def _check_fit(found: Whereabouts, shape: tuple[int, ...], layout: Layout) -> No
         ) from error
 
 
-def _refuse_split_bytes(found: Whereabouts, shape: tuple[int, ...], layout: Layout) -> None:
+def _refuse_split_bytes(found: _Whereabouts, shape: tuple[int, ...], layout: Layout) -> None:
     """Refuse a layout that divides rows of numbers with less than a byte, but not at the ends of bytes.
 
     Raises:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, NoReturn
 
 from reshard.checkpoint.dtypes import OBJECT
 from reshard.checkpoint.inventory import TensorEntry
 from reshard.checkpoint.unified import refuse_slices, stages_of_parts
 from reshard.errors import DataError, MissingInputError, RequestError, listed
-from reshard.plan.kinds import Kinds, Whereabouts, names_in
+from reshard.plan.kinds import Kinds, names_in
 from reshard.plan.model import Model, Parameter, Role
 from reshard.plan.pad import lengths_by_name
 from reshard.plan.rules import excluded_by, new_names, refuse_nothing, renamed
@@ -89,17 +90,18 @@ def build_model(  # noqa: PLR0913 - each is a choice by itself
     unwanted = new_names(excluded, rename)
     not_found = [name for name in needed if name not in held and name not in unwanted]
     parameters, source_only, missing = [], [], [] if one_stage else not_found.copy()
+    either = (False, True)
+    roles = {key: _role(source, target, inventory.kind, in_source=key[0], in_target=key[1]) for key in product(either, either)}
     for name, new in names.items():
         before, after = in_source.get(name, ()), in_target.get(new, ())
-        named = bool(before) or name in in_parts
-        role = _role(source, target, inventory.kind, in_source=named, in_target=bool(after))
+        role = roles[bool(before) or name in in_parts, bool(after)]
         if role is None:
             missing += [new] if new in needed else []
         elif role is Role.KEPT and not keep_source_only:
             source_only.append(name)
         else:
-            found = Whereabouts(name, new, entries[name], structures[name], role, before, after)
-            parameters += [Parameter(new, name, kind) for kind in kinds.of(found)]
+            found = kinds.of(name, new, entries[name], structures[name], role, before, after)
+            parameters += [Parameter(new, name, kind) for kind in found]
     # Pipeline strategies name the buffers of accumulated gradients, which MindSpore's loader does not require.
     required = [name for name in missing if not name.startswith("accu_grads")]
     if required and not allow_missing:

@@ -6,6 +6,7 @@ a checkpoint. The operator also imports this module, because a resource can cont
 
 from __future__ import annotations
 
+import hashlib
 from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -259,9 +260,10 @@ class LayoutDocument(Strict, frozen=True):
         """Ranks of all stages."""
         return range(self.ranks)
 
-    def canonical(self) -> bytes:
-        """Return equal bytes for equal documents. The order of axes and rules has a meaning, so it remains."""
-        return msgspec.json.encode(self)
+    @property
+    def digest(self) -> str:
+        """Digest that is equal for equal documents. The order of axes and rules has a meaning, so it remains."""
+        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
 
 
 def _problems_of_mesh(document: LayoutDocument) -> Iterator[str]:
@@ -312,7 +314,7 @@ def parse_layout(document: object, where: str) -> LayoutDocument:
         fix = "write the axes as text, such as `mesh: dp=2,tp=4`, because a mapping has no order"
     try:
         found = msgspec.convert(with_text_keys(document), examined(LayoutDocument))
-        found.canonical()  # names that are not encodable as UTF-8 cannot be recorded
+        _ = found.digest  # names that are not encodable as UTF-8 cannot be recorded
     except (msgspec.ValidationError, UnicodeEncodeError) as error:
         raise UsageError("InvalidLayoutFile", str(error).replace("`$.", "`"), where=where, fix=fix) from error
     return found

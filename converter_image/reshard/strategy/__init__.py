@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,7 @@ __all__ = ["Strategy", "StrategyFile", "dump", "holders_of_the_same", "layout_me
 _SHOWN = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Strategy:
     """The sharding of a model.
 
@@ -133,6 +135,11 @@ class Strategy:
         joined, _, shapes = _joined(files)
         stages = tuple(joined.values())
         return cls(stages, _devices(stages), described[0], shapes=_shapes(joined, shapes))
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest that is equal for equal layouts of equal parameters."""
+        return hashlib.sha256(self.canonical()).hexdigest()
 
     def canonical(self) -> bytes:
         """Return equal bytes for equal layouts of equal parameters, regardless of the form and order of the files."""

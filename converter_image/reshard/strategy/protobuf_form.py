@@ -59,7 +59,8 @@ _PACKAGE = "reshard.straspb"
 _STAGE, _NODE, _LAYOUT = 1, 2, 3
 _RESTORE = 2  # in ParallelGroupMap
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
-_ITEM_TAGS = (1 << 3 | _DELIMITED, 2 << 3 | _DELIMITED)  # of the name and the content
+_LONG = 0x80  # a byte from here on is followed by others of the same integer
+_NAME_TAG, _CONTENT_TAG = 1 << 3 | _DELIMITED, 2 << 3 | _DELIMITED  # in an item
 _LENGTH_BYTES = 3  # of the longest name or content that is allowed
 _MAX_ITEM_BYTES = 4 * MAX_NAME_LENGTH + MAX_RECORD_BYTES + 16
 _MAX_UNKNOWN_FIELDS = 1024
@@ -222,19 +223,23 @@ def _usual_item(content: bytes, start: int, end: int) -> tuple[bytes, bytes] | N
 
     None: the item has another encoding, or is damaged. Parsing it as a message takes longer.
     """
-    found, at = [], start
-    for tag in _ITEM_TAGS:
-        if at >= end or content[at] != tag:
+    try:
+        if content[start] != _NAME_TAG:
             return None
-        try:
-            length, first = _varint(content, at + 1)
-        except (IndexError, MalformedError):
+        length, at = content[start + 1], start + 2
+        if length >= _LONG:
+            length, at = _varint(content, start + 1)
+        middle = at + length
+        if middle >= end or content[middle] != _CONTENT_TAG:
             return None
-        if first > at + 1 + _LENGTH_BYTES:  # protobuf refuses lengths with many leading zeros
-            return None
-        at = first + length
-        found.append(content[first:at])
-    return (found[0], found[1]) if at == end else None
+        length, after = content[middle + 1], middle + 2
+        if length >= _LONG:
+            length, after = _varint(content, middle + 1)
+    except (IndexError, MalformedError):
+        return None
+    if at > start + 1 + _LENGTH_BYTES or after > middle + 1 + _LENGTH_BYTES:
+        return None  # protobuf refuses lengths with many leading zeros
+    return (content[at:middle], content[after:end]) if after + length == end else None
 
 
 def _any_item(content: bytes, start: int, end: int) -> tuple[bytes, bytes]:
@@ -270,11 +275,13 @@ def _fields(content: bytes) -> Iterator[tuple[int, int, int, int]]:
     try:
         while at < end:
             tag = content[at]
-            tag, at = (tag, at + 1) if tag < 0x80 else _varint(content, at)
+            tag, at = (tag, at + 1) if tag < _LONG else _varint(content, at)
             number, kind = tag >> 3, tag & 7
             start = at
             if kind == _DELIMITED:
-                length, start = _varint(content, at)
+                length, start = content[at], at + 1
+                if length >= _LONG:
+                    length, start = _varint(content, at)
                 at = start + length
             elif kind == _VARINT:
                 _, at = _varint(content, at)

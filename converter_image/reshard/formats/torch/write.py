@@ -24,7 +24,7 @@ from reshard.formats.torch.pickling import Shard, Value, metadata_pickle
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from reshard.checkpoint.inventory import RangeReader
+    from reshard.checkpoint.inventory import RangeReader, Structure
     from reshard.checkpoint.output import OutputFile, OutputTensor, Piece
 
 
@@ -89,7 +89,9 @@ class DistributedFormat(OutputDefaults):
         """Return the length of a file in bytes."""
         return sum(map(_length, tensors))
 
-    def entries(self, reader: RangeReader, tensors: Sequence[OutputTensor]) -> tuple[TensorEntry, ...]:
+    def entries(
+        self, reader: RangeReader, tensors: Sequence[OutputTensor], seen: dict[bytes, Structure] | None = None
+    ) -> tuple[TensorEntry, ...]:
         """Return the tensors in the archives of a finished file.
 
         Raises:
