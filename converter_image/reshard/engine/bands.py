@@ -151,8 +151,8 @@ class _SmallTensors:
 
 def _fetched_end(plan: RankPlan, first: int, most: int) -> int:
     """Return the end of the small tensors from `first` for which at most `most` bytes are fetched. It includes the first one."""
-    found = plan.fetched_ends
-    return max(first + 1, int(np.searchsorted(found, found[first] + most, "right")) - 1)
+    ends, of_last = plan.most_fetched
+    return max(first + 1, int(np.searchsorted(ends, ends[first] + most - of_last, "right")) - 1)
 
 
 class _Building:

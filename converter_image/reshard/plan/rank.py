@@ -135,10 +135,16 @@ class RankPlan:
         return np.concatenate([[0], np.cumsum(sizes[1:][self.group_of])])
 
     @cached_property
-    def fetched_ends(self) -> Numbers:
-        """The maximum number of bytes that are fetched for the small ones among the first tensors, as in `ends`."""
-        most = np.array([0, *(0 if group.table is None else most_fetched(group.table) for group in self.groups)])
-        return np.concatenate([[0], np.cumsum(most[1:][self.group_of])])
+    def most_fetched(self) -> tuple[Numbers, int]:
+        """The maximum number of bytes that are fetched for the small ones among consecutive tensors.
+
+        It is the difference of two elements of the array, which are as in `ends`, plus the second number.
+        """
+        most, last = np.zeros(len(self.parameters) + 1, np.int64), 0
+        for group in self.groups:
+            most[group.numbers + 1], of_last = most_fetched(self, group)
+            last = max(last, of_last)
+        return np.cumsum(most), last
 
     @cached_property
     def small(self) -> Flags:

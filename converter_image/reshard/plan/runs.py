@@ -116,20 +116,29 @@ def _pieces(starts: Iterator[int], length: int, piece: int) -> Iterator[int]:
     return (start + at for start in starts for at in range(0, length, piece))
 
 
-def most_fetched(table: Table) -> int:
-    """Return the maximum number of bytes that are fetched for a small tensor with these runs, with the gaps after them.
+def most_fetched(plan: RankPlan, group: TensorGroup) -> tuple[Numbers, int]:
+    """Return the maximum number of bytes that are fetched for the small tensors of a group, with the gaps after their runs.
 
     The runs of one source slice are fetched with gaps between them, but nothing beyond the gap after the last one.
+
+    Returns:
+        The number for each tensor, if the next one is fetched too, and the number to add for the last tensor that is fetched.
     """
-    most = 0
-    for overlap in np.unique(table[:, 0]):
+    found, last = np.zeros(len(group.numbers), np.int64), 0
+    if (table := group.table) is None:
+        return found, last
+    has_next = np.append(np.diff(group.numbers) == 1, [False])
+    for overlap in np.unique(table[:, 0]).tolist():
         _, sources, _, lengths = table[table[:, 0] == overlap].T
         short = lengths < _SHORTEST_RUN
-        separately = lengths + np.where(short, _PAGE_BYTES, lengths // 4)
+        separately = int((lengths + np.where(short, _PAGE_BYTES, lengths // 4)).sum())
         span = int((sources + lengths).max() - sources.min())
-        together = span + (_PAGE_BYTES if short.any() else -(-span // 4))  # the last run may be joined with all before it
-        most += min(together, int(separately.sum()))
-    return most
+        gap = _PAGE_BYTES if short.any() else -(-span // 4)  # the last run may be joined with all before it
+        to_next = np.append(np.diff(plan.offsets(group, overlap)), [0]) - span
+        gaps = np.where(has_next & (to_next >= 0), np.minimum(to_next, gap), gap)
+        found += np.minimum(span + gaps, separately)
+        last += gap
+    return found, last
 
 
 def reads_of(plan: RankPlan, numbers: Numbers, places: Numbers, most: int) -> Iterator[tuple[Iterable[Run], Sequence[Joined]]]:
