@@ -11,7 +11,6 @@ from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.engine.cast import cast
@@ -120,7 +119,7 @@ class Pieces(NamedTuple):
     lengths: Numbers
 
 
-def _read(pieces: Pieces, reader: Callable[[int], Reader], into: memoryview) -> None:
+def _read(pieces: Pieces, reader: Callable[[int], Reader], into: bytearray) -> None:
     """Read pieces, those of each block of bytes together, with the gaps between neighbours."""
     order = np.lexsort((pieces.sources, pieces.ranks))
     ranks, sources, targets, lengths = (column[order] for column in pieces)
@@ -136,17 +135,22 @@ def _read(pieces: Pieces, reader: Callable[[int], Reader], into: memoryview) -> 
     first_of_blocks = [0, *(np.flatnonzero(new_block) + 1).tolist(), len(ranks)]
     last_of_reads = np.append(first_of_reads[1:], len(ranks)) - 1
     ends = places[last_of_reads] + lengths[last_of_reads]
+    buffer = memoryview(np.empty(_BLOCK_BYTES + int(lengths.max()), np.uint8))
     for first, end in pairwise(first_of_blocks):
-        content = memoryview(bytearray(int(places[end - 1] + lengths[end - 1] - places[first])))
+        content = buffer[: int(places[end - 1] + lengths[end - 1] - places[first])]
         reads = slice(*np.searchsorted(first_of_reads, (first, end)).tolist())
         heads = first_of_reads[reads]
         columns = ranks[heads], sources[heads], places[heads] - places[first], ends[reads] - places[first]
         for rank, source, low, high in zip(*(column.tolist() for column in columns), strict=True):
             reader(rank).read_into(content[low:high], source)
-        for length in np.unique(lengths[first:end]).tolist():
+        for length in np.flatnonzero(np.bincount(lengths[first:end])).tolist():
             which = first + np.flatnonzero(lengths[first:end] == length)
-            found = sliding_window_view(np.frombuffer(content, np.uint8), length)[places[which] - places[first]]
-            sliding_window_view(np.frombuffer(into, np.uint8), length, writeable=True)[targets[which]] = found
+            _windows(into, length)[targets[which]] = _windows(content, length)[places[which] - places[first]]
+
+
+def _windows(content: bytearray | memoryview, length: int) -> np.ndarray[tuple[int], np.dtype[np.void]]:
+    """Return the ranges of this length, from every byte of a buffer, as elements of an array that is a view of it."""
+    return np.ndarray((len(content) - length + 1,), np.dtype((np.void, length)), content, strides=(1,))
 
 
 class SmallComparison:
@@ -208,7 +212,7 @@ class SmallComparison:
         yield from numbers[wrong].tolist()
         if wrong.any():
             return
-        expected, found = memoryview(bytearray(total)), memoryview(bytearray(written_total))
+        expected, found = bytearray(total), bytearray(written_total)
         _read(Pieces(*map(np.concatenate, zip(*sources, strict=True))), self._files.reader, expected)
         _read(Pieces(np.zeros_like(numbers), offsets, targets, written_sizes[groups]), lambda _: self._written, found)
         is_cast = any(self._plan.groups[position].kind.cast is not None for position in positions)
@@ -219,8 +223,8 @@ class SmallComparison:
             kind, here = self._plan.groups[position].kind, found[target : target + int(written_sizes[position])]
             content = expected[at : at + int(sizes[position])]
             if kind.cast is not None:
-                uncast, content = content, memoryview(bytearray(len(here)))
-                cast(uncast, kind.dtype, content, kind.cast)
+                uncast, content = content, bytearray(len(here))
+                cast(memoryview(uncast), kind.dtype, memoryview(content), kind.cast)
             if here != content:
                 yield number
 
