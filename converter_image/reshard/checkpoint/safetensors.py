@@ -6,6 +6,7 @@ import struct
 from collections import Counter
 from hashlib import blake2b
 from math import prod
+from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import msgspec
@@ -199,9 +200,10 @@ def _header(tensors: Sequence[OutputTensor], metadata: Mapping[str, str], crc: i
         marks[_STRINGS] = msgspec.json.encode([tensor.name for tensor in tensors if tensor.dtype == STRING]).decode()
     if crc is not None:
         marks[_CRC] = f"{crc:0{_CRC_DIGITS}d}"  # fixed length, so that the file size is known before the content
-    reserved = {_METADATA, *marks}
-    for tensor in tensors:
-        if tensor.name in reserved or (tensor.dtype == INT4 and tensor.name in {_CRC, _STRINGS}):
+    names = {tensor.name: tensor for tensor in tensors}
+    for name in (_METADATA, *marks, _CRC, _STRINGS):
+        tensor = names.get(name)
+        if tensor is not None and (name == _METADATA or name in marks or tensor.dtype == INT4):
             raise DataError(
                 "ReservedName",
                 f"safetensors reserves the name of this {tensor.dtype} parameter",
@@ -239,22 +241,23 @@ def _parse(reader: RangeReader, header: bytes, begin: int) -> tuple[Structure, i
     crc = _crc(reader, metadata.pop(_CRC, None))
     texts = _texts(reader, metadata.pop(_STRINGS, None))
     known: dict[tuple[str, tuple[int, ...]], tuple[str, tuple[int, ...], int]] = {}
-    entries = []
+    entries, special = [], {*metadata, *texts}
     for name, tensor in tensors.items():
         kind, (first, end) = known.get((tensor.dtype, tensor.shape)), tensor.data_offsets
-        if kind is None or end - first != kind[2] or first < 0 or name in metadata or name in texts:
+        if kind is None or end - first != kind[2] or first < 0 or name in special:
             entry = _entry(reader, name, tensor, begin, metadata, texts)
             if name not in texts and entry.dtype != INT4:
                 known[tensor.dtype, tensor.shape] = (entry.dtype, entry.shape, entry.nbytes)
         else:
             entry = TensorEntry(name, kind[0], kind[1], ((begin + first, kind[2]),))
         entries.append(entry)
-    entries.sort(key=lambda entry: entry.extents)
+    entries.sort(key=attrgetter("extents"))
     at = begin
     for entry in entries:
-        if entry.extents[0][0] != at:
-            raise _damaged(reader, f"the content starts at byte {entry.extents[0][0]} instead of byte {at}", name=entry.name)
-        at += entry.nbytes
+        ((start, nbytes),) = entry.extents
+        if start != at:
+            raise _damaged(reader, f"the content starts at byte {start} instead of byte {at}", name=entry.name)
+        at += nbytes
     return Structure("safetensors", tuple(entries), metadata), crc
 
 

@@ -322,19 +322,22 @@ def _cipher(request: Request, output: OutputFormat, key: bytes | None) -> BlockC
 
 def _arranged(model: Model, output: OutputFormat) -> Model:
     """Return the parameters for the target's format: in its order, and without those that it cannot hold."""
-    can_hold: dict[Kind, bool] = {}
+    described: dict[Kind, tuple[str, tuple[int, ...], int, tuple[int, ...], tuple[int, ...]]] = {}
+    cannot_hold: set[Kind] = set()
     held, tensors, left_out = [], [], []
     for p in model.parameters:
         kind = p.kind
-        tensor = OutputTensor(p.name, kind.target_dtype, kind.slice_shape, kind.written_nbytes, whole=kind.target_shape)
-        if kind not in can_hold:
+        if kind not in described:
+            shape, whole = kind.slice_shape, kind.target_shape
+            described[kind] = kind.target_dtype, shape, kind.written_nbytes, (0,) * len(shape), whole
             is_tensor = kind.dtype != OBJECT or model.inventory.format in output.objects_of
-            can_hold[kind] = is_tensor and output.can_hold(tensor)
-        if can_hold[kind]:
-            held.append(p)
-            tensors.append(tensor)
-        else:
+            if not (is_tensor and output.can_hold(OutputTensor(p.name, *described[kind]))):
+                cannot_hold.add(kind)
+        if kind in cannot_hold:
             left_out.append(p)
+        else:
+            held.append(p)
+            tensors.append(OutputTensor(p.name, *described[kind]))
     objects = tuple(p.name for p in left_out if p.dtype == OBJECT)
     zero_size = tuple(p.name for p in left_out if p.dtype != OBJECT)
     ordered = tuple(held[i] for i in output.content_order(tensors))

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -131,7 +132,7 @@ def _positions(written: Reader, plan: RankPlan, entries: Entries) -> Numbers:
 
 def _together(plan: RankPlan) -> Flags:
     """Return which tensors of a plan are compared together: many that are alike."""
-    kinds = np.fromiter((id(parameter.kind) for parameter in plan.parameters), np.int64, len(plan.parameters))
+    kinds = np.fromiter(map(id, map(attrgetter("kind"), plan.parameters)), np.int64, len(plan.parameters))
     are_many = np.array([_are_many(plan, group) for group in plan.groups], np.bool_)
     of_groups = np.array([id(group.kind) for group in plan.groups], np.int64)
     found: Flags = are_many[plan.group_of] & (kinds == of_groups[plan.group_of])

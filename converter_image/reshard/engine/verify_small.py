@@ -135,7 +135,7 @@ def _read(pieces: Pieces, reader: Callable[[int], Reader], into: bytearray) -> N
     first_of_blocks = [0, *(np.flatnonzero(new_block) + 1).tolist(), len(ranks)]
     last_of_reads = np.append(first_of_reads[1:], len(ranks)) - 1
     ends = places[last_of_reads] + lengths[last_of_reads]
-    buffer = memoryview(np.empty(_BLOCK_BYTES + int(lengths.max()), np.uint8))
+    buffer = np.empty(_BLOCK_BYTES + int(lengths.max()), np.uint8).data
     for first, end in pairwise(first_of_blocks):
         content = buffer[: int(places[end - 1] + lengths[end - 1] - places[first])]
         reads = slice(*np.searchsorted(first_of_reads, (first, end)).tolist())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import product, repeat, takewhile
 from math import lcm, prod
 from typing import TYPE_CHECKING, NamedTuple
@@ -84,9 +84,9 @@ class Copies:
     def __init__(self, model: Model) -> None:
         self._model, self._holders = model, Holders(model)
         self._found: dict[object, tuple[int, ...]] = {}
-        once = {p.source_name: p for p in model.parameters if p.role is not Role.OWN and 0 not in p.shape}
-        copied = cache(self._has_copies)
-        several = [p for p in once.values() if copied(p.kind)]
+        own = (kind for kind in model.kinds if kind.role is Role.OWN)
+        kinds = {kind for kind in model.kinds if 0 not in kind.shape and self._has_copies(kind)}.difference(own)
+        several = {p.source_name: p for p in model.parameters if p.kind in kinds}.values() if kinds else ()
         self.unnamed = tuple(p for p in several if p.source is None)
         self.replicas = tuple(p for p in several if p.source is not None)
 

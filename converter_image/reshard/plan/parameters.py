@@ -88,7 +88,7 @@ def build_model(  # noqa: PLR0913 - each is a choice by itself
     kinds = Kinds(inventory, (source, target), devices, _shards(inventory, names), lengths, allow_inconsistent)
     needed = _needed(target, only)
     unwanted = new_names(excluded, rename)
-    not_found = [name for name in needed if name not in held and name not in unwanted]
+    not_found = [] if needed.keys() <= held else [name for name in needed if name not in held and name not in unwanted]
     parameters, source_only, missing = [], [], [] if one_stage else not_found.copy()
     either = (False, True)
     roles = {key: _role(source, target, inventory.kind, in_source=key[0], in_target=key[1]) for key in product(either, either)}
@@ -101,7 +101,8 @@ def build_model(  # noqa: PLR0913 - each is a choice by itself
             source_only.append(name)
         else:
             found = kinds.of(name, new, entries[name], structures[name], role, before, after)
-            parameters += [Parameter(new, name, kind) for kind in found]
+            parameters.append(Parameter(new, name, found[0]))
+            parameters += [Parameter(new, name, kind) for kind in found[1:]]
     # Pipeline strategies name the buffers of accumulated gradients, which MindSpore's loader does not require.
     required = [name for name in missing if not name.startswith("accu_grads")]
     if required and not allow_missing:
@@ -149,7 +150,7 @@ def _role(source: Strategy | None, target: Strategy | None, kind: Kind, *, in_so
     return Role.CUT
 
 
-def _needed(target: Strategy | None, only: int | None) -> Collection[str]:
+def _needed(target: Strategy | None, only: int | None) -> dict[str, None]:
     """Return the names in the target strategy, of all ranks or of one rank. A rank that does not exist has no names."""
     stages = target.stages if target is not None else ()
     if target is not None and only is not None:

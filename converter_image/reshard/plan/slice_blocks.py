@@ -44,7 +44,8 @@ class Slices:
 
     def __init__(self, model: Model) -> None:
         self._devices, self._inventory, self._holders = model.source_devices, model.inventory, Holders(model)
-        self._parameters = {p.source_name: p for p in model.parameters if p.source is not None and 0 not in p.shape}
+        self._kinds = {kind for kind in model.kinds if kind.source is not None and 0 not in kind.shape}
+        self._parameters = {p.source_name: p for p in model.parameters if p.kind in self._kinds}
         self._cut: dict[tuple[int, int], list[tuple[Parameter, Layout]]] = {}
 
     def ranks(self, most: int, suspects: Collection[int] = ()) -> tuple[int, ...]:
@@ -83,13 +84,12 @@ class Slices:
         """Return the largest sharded parameters of a structure in a stage, each with its layout."""
         found = self._cut.get((structure, stage))
         if found is None:
-            kinds = dict.fromkeys(p.kind for p in self._parameters.values())
-            held = ((kind, _layout(kind, stage)) for kind in kinds)
+            held = ((kind, _layout(kind, stage)) for kind in self._kinds)
             layouts = {kind: layout for kind, layout in held if layout is not None and prod(layout.parts) > 1}
             named = (self._parameters.get(entry.name) for entry in self._inventory.structures[structure].tensors)
-            cut = ((p, layouts[p.kind]) for p in named if p is not None and p.kind in layouts)
-            found = nsmallest(_BLOCKS_PER_RANK, cut, key=lambda each: (-each[0].kind.nbytes, each[0].source_name))
-            self._cut[structure, stage] = found
+            ordered = ((-p.kind.nbytes, p.source_name) for p in named if p is not None and p.kind in layouts)
+            largest = [self._parameters[name] for _, name in nsmallest(_BLOCKS_PER_RANK, ordered)]
+            found = self._cut[structure, stage] = [(p, layouts[p.kind]) for p in largest]
         return found
 
 

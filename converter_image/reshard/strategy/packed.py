@@ -47,9 +47,9 @@ def pack(strategy: Strategy | None) -> PackedStrategy | None:
     if strategy is None:
         return None
     numbers: dict[Layout, int] = {}
-    stages = tuple(
-        {name: numbers.setdefault(layout, len(numbers)) for name, layout in stage.items()} for stage in strategy.stages
-    )
+    distinct = {id(layout): layout for stage in strategy.stages for layout in stage.values()}  # comparing them takes longer
+    number_of = {key: numbers.setdefault(layout, len(numbers)) for key, layout in distinct.items()}
+    stages = tuple({name: number_of[id(layout)] for name, layout in stage.items()} for stage in strategy.stages)
     layouts = tuple(
         PackedLayout(each.device_matrix, each.tensor_map, each.shard_step, each.shard_size, each.uneven) for each in numbers
     )
