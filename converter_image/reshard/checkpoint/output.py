@@ -93,6 +93,7 @@ class OutputDefaults:
     has_settings: ClassVar[bool] = False
     can_encrypt: ClassVar[bool] = False
     can_be_empty: ClassVar[bool] = True
+    one_header: ClassVar[bool] = False
     not_loaded: ClassVar[frozenset[str]] = frozenset()
     companions: tuple[str, ...] = ()
 

@@ -7,6 +7,7 @@ from collections import Counter
 from hashlib import blake2b
 from math import prod
 from operator import attrgetter
+from sys import intern
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import msgspec
@@ -138,6 +139,7 @@ class SafetensorsFormat(OutputDefaults):
 
     name: str = "safetensors"
     outputs: ClassVar[tuple[str, ...]] = ("PerRank", "Stage", "Unified", "Same")
+    one_header: ClassVar[bool] = True
     crc: Literal["Header"] | None = "Header"
 
     def path(self, rank: int, ranks: int, stem: str) -> str:
@@ -200,24 +202,28 @@ def _header(tensors: Sequence[OutputTensor], metadata: Mapping[str, str], crc: i
         marks[_STRINGS] = msgspec.json.encode([tensor.name for tensor in tensors if tensor.dtype == STRING]).decode()
     if crc is not None:
         marks[_CRC] = f"{crc:0{_CRC_DIGITS}d}"  # fixed length, so that the file size is known before the content
-    names = {tensor.name: tensor for tensor in tensors}
-    for name in (_METADATA, *marks, _CRC, _STRINGS):
-        tensor = names.get(name)
-        if tensor is not None and (name == _METADATA or name in marks or tensor.dtype == INT4):
-            raise DataError(
-                "ReservedName",
-                f"safetensors reserves the name of this {tensor.dtype} parameter",
-                where=f"parameter {tensor.name}",
-                fix="rename the parameter; unless the output is unified, you can also write .ckpt files: "
-                "--format ckpt (spec.target.format: Ckpt)",
-            )
-    marks |= {tensor.name: INT4 for tensor in tensors if tensor.dtype == INT4} if INT4 in dtypes else {}
-    header: dict[str, object] = {_METADATA: marks} if marks else {}
+    header: dict[str, object] = {_METADATA: marks}
     end = 0
     for tensor in tensors:
         dtype, first, end = dtypes[tensor.dtype], end, end + tensor.nbytes
         shape = tensor.shape if dtype.values == 1 else dtype.count_values(tensor.shape)
         header[tensor.name] = _Header(dtype.safetensors or "", shape, (first, end))
+    for name in (_METADATA, *marks, _CRC, _STRINGS):
+        if header.get(name, marks) is marks:
+            continue
+        kind = next(tensor.dtype for tensor in tensors if tensor.name == name)
+        if name == _METADATA or name in marks or kind == INT4:
+            raise DataError(
+                "ReservedName",
+                f"safetensors reserves the name of this {kind} parameter",
+                where=f"parameter {name}",
+                fix="rename the parameter; unless the output is unified, you can also write .ckpt files: "
+                "--format ckpt (spec.target.format: Ckpt)",
+            )
+    if INT4 in dtypes:
+        marks |= {tensor.name: INT4 for tensor in tensors if tensor.dtype == INT4}
+    if not marks:
+        del header[_METADATA]
     encoded = msgspec.json.encode(header)
     encoded += b" " * (-len(encoded) % 8)
     if len(encoded) > MAX_HEADER_BYTES:
@@ -242,14 +248,16 @@ def _parse(reader: RangeReader, header: bytes, begin: int) -> tuple[Structure, i
     texts = _texts(reader, metadata.pop(_STRINGS, None))
     known: dict[tuple[str, tuple[int, ...]], tuple[str, tuple[int, ...], int]] = {}
     entries, special = [], {*metadata, *texts}
-    for name, tensor in tensors.items():
+    for name in list(tensors):
+        tensor = tensors.pop(name)  # its memory is used again
         kind, (first, end) = known.get((tensor.dtype, tensor.shape)), tensor.data_offsets
         if kind is None or end - first != kind[2] or first < 0 or name in special:
             entry = _entry(reader, name, tensor, begin, metadata, texts)
             if name not in texts and entry.dtype != INT4:
                 known[tensor.dtype, tensor.shape] = (entry.dtype, entry.shape, entry.nbytes)
         else:
-            entry = TensorEntry(name, kind[0], kind[1], ((begin + first, kind[2]),))
+            # Strategies contain the same names.
+            entry = TensorEntry(intern(name), kind[0], kind[1], ((begin + first, kind[2]),))
         entries.append(entry)
     entries.sort(key=attrgetter("extents"))
     at = begin

@@ -91,6 +91,8 @@ class Task:
     carried: Mapping[str, bytes] = field(default_factory=dict)
     known: Known = field(default_factory=Known, compare=False)
     _sizes: dict[int, int] = field(default_factory=dict, compare=False)  # before encryption, by `Planner.alike`
+    # Of the last rank, by the same and the metadata.
+    _last_pieces: dict[tuple[object, ...], tuple[Piece, ...]] = field(default_factory=dict, compare=False)
 
     @property
     def model(self) -> Model:
@@ -178,7 +180,16 @@ class Task:
         Raises:
             DataError, OutputError, RequestError: the file cannot be created, see `file_size` and `tensors`.
         """
-        return self.output.pieces(self.tensors(rank), self.metadata(rank), crc)
+        if crc is not None or not self.output.one_header:
+            return self.output.pieces(self.tensors(rank), self.metadata(rank), crc)
+        metadata = self.metadata(rank)
+        key = self.planner.alike(rank), *sorted(metadata.items())
+        found = self._last_pieces.get(key)
+        if found is None:
+            found = tuple(self.output.pieces(self.tensors(rank), metadata))
+            self._last_pieces.clear()
+            self._last_pieces[key] = found
+        return iter(found)
 
     def file_size(self, rank: int) -> int:
         """Return the size of a target rank's file in bytes.
@@ -189,7 +200,10 @@ class Task:
         alike = self.planner.alike(rank)
         plain = self._sizes.get(alike)
         if plain is None:
-            plain = self.output.file_size(self.tensors(rank), self.metadata(rank), crc=self.request.options.crc)
+            if self.output.one_header and not self.request.options.crc:
+                plain = sum(len(piece) if isinstance(piece, bytes) else piece.length for piece in self.pieces(rank))
+            else:
+                plain = self.output.file_size(self.tensors(rank), self.metadata(rank), crc=self.request.options.crc)
             self._sizes[alike] = plain
         return plain if self.cipher is None else sealed_size(self.cipher, plain)
 

@@ -120,6 +120,13 @@ class OutputFormat(Protocol):
         """Whether programs can load a file without tensors."""
 
     @property
+    def one_header(self) -> bool:
+        """Whether a file is a header and the contents of its tensors.
+
+        The header of a file without a CRC follows from the metadata, and from the names, types and shapes of the slices.
+        """
+
+    @property
     def not_loaded(self) -> frozenset[str]:
         """Names of the types that files can contain, but that MindSpore cannot load from them."""
 

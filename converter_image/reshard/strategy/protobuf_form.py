@@ -11,6 +11,7 @@ before anything could be counted.
 from __future__ import annotations
 
 from functools import cache
+from sys import intern
 from typing import TYPE_CHECKING, Any
 
 from reshard.strategy.records import (
@@ -213,7 +214,7 @@ def _item(content: bytes, start: int, end: int) -> tuple[str, bytes]:
     if len(raw) > MAX_RECORD_BYTES:
         raise MalformedError(f"the content of the item at byte {start} is too long ({len(raw)} bytes)")
     try:
-        return checked_name(name.decode()), raw
+        return intern(checked_name(name.decode())), raw  # both strategies and the files contain the same names
     except UnicodeDecodeError:
         raise MalformedError(f"the name in the item at byte {start} is not UTF-8") from None
 
