@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 import models
 import numpy as np
 import pytest
+import rawfiles
 from effort import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from memory_store import MemoryReader
 from memory_tasks import streamed, task, written
 
+from reshard.checkpoint import safetensors
 from reshard.engine import small
 from reshard.engine.verify import check_file
-from reshard.errors import BugError
+from reshard.engine.verify_entries import Known
+from reshard.errors import BugError, DataError
 from reshard.layout.tiles import flat_span
 from reshard.plan import prove, runs
 from reshard.plan.columns import Columns
@@ -272,6 +275,44 @@ def test_a_bug_in_what_copies_many_small_tensors_is_found(bug: str, count: int, 
         assert content != expected
     for level in ("Sample", "Full"):
         assert verifies(wrong, content, plan, level) == (content == expected)
+
+
+@pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
+@pytest.mark.parametrize("count", [4, 40])
+def test_what_is_known_of_one_rank_hides_no_mistake_in_the_next(count: int, kind: str) -> None:
+    cut = models.Cut((4,), ((0,), ()))
+    tensors = tuple(models.Tensor(f"w{i:02}", "Float32", (8, 32), cut, 0, cut, 0) for i in range(count))
+    made, _ = task(models.Model(4, 1, 4, 1, tensors, 1, remove_redundancy=False), "safetensors", kind)
+    known, name = Known(), f"y.{kind}"
+
+    def check(rank: int, content: bytes) -> None:
+        reader, plan = MemoryReader(name, content), made.planner.plan(rank)
+        described = known.read(lambda seen: made.output.entries(reader, made.tensors(rank), seen), at_once=False)
+        check_file(reader, plan, made.model, made.source_files(), "Sample", described, known=known)
+
+    files = [written(made, rank) for rank in range(4)]
+    for rank, content in enumerate(files):
+        check(rank, content)
+    right = files[2]
+    for content in (files[1], right[:-1] + bytes([right[-1] ^ 1]), right.replace(b"w00", b"w99"), right.replace(b"w01", b"w00")):
+        with pytest.raises((BugError, DataError)):
+            check(2, content)
+        check(2, right)
+
+
+def test_equal_headers_are_parsed_once() -> None:
+    known = Known()
+
+    def read(content: bytes) -> tuple[TensorEntry, ...]:
+        reader = MemoryReader("y.safetensors", content)
+        return known.read(lambda seen: safetensors.read_header(reader, seen).structure.tensors, at_once=False)
+
+    one, other = (rawfiles.write("safetensors", {name: np.zeros(4, np.float32)}) for name in "ab")
+    first = read(one)
+    assert read(one) is first
+    assert [entry.name for entry in read(other)] == ["b"]
+    assert read(one) is not first  # only the last one is kept
+    assert read(one) == first
 
 
 def plan_of_two() -> tuple[Task, RankPlan]:
