@@ -59,6 +59,7 @@ TOY = """
             return len(self._head(tensors)) + sum(tensor.nbytes for tensor in tensors)
 
         def entries(self, reader, tensors, seen=None):
+            tensors = list(tensors)
             at, found = len(self._head(tensors)), []
             for tensor in tensors:
                 found.append(TensorEntry(tensor.name, tensor.dtype, tensor.shape, ((at, tensor.nbytes),)))

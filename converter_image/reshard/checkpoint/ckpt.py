@@ -19,7 +19,7 @@ from reshard.checkpoint.output import OutputDefaults, Span
 from reshard.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from reshard.checkpoint.inventory import RangeReader
     from reshard.checkpoint.output import OutputTensor, Piece
@@ -199,7 +199,7 @@ class CkptFormat(OutputDefaults):
         return crc_trailer(crc)
 
     def entries(
-        self, reader: RangeReader, tensors: Sequence[OutputTensor], seen: dict[bytes, Structure] | None = None
+        self, reader: RangeReader, tensors: Iterable[OutputTensor], seen: dict[bytes, Structure] | None = None
     ) -> tuple[TensorEntry, ...]:
         """Return the tensors that a finished file describes."""
         return read_header(reader).structure.tensors

@@ -21,7 +21,7 @@ from reshard.errors import DataError, OutputError
 from reshard.strictjson import TooManyError, pairs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from reshard.checkpoint.inventory import RangeReader
     from reshard.checkpoint.output import OutputTensor, Piece
@@ -186,7 +186,7 @@ class SafetensorsFormat(OutputDefaults):
         return file_size(tensors, metadata, crc=crc)
 
     def entries(
-        self, reader: RangeReader, tensors: Sequence[OutputTensor], seen: dict[bytes, Structure] | None = None
+        self, reader: RangeReader, tensors: Iterable[OutputTensor], seen: dict[bytes, Structure] | None = None
     ) -> tuple[TensorEntry, ...]:
         """Return the tensors that a finished file describes."""
         return read_header(reader, seen).structure.tensors

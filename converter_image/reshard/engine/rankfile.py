@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from reshard.checkpoint.manifest import Verified
+    from reshard.checkpoint.output import OutputTensor
     from reshard.engine.cast import Losses
     from reshard.engine.memory import Budget
     from reshard.engine.task import Task
@@ -320,7 +321,7 @@ def compare(task: Task, plan: RankPlan, store: Store, path: str, level: Verified
         headers = heads(_heads(task, plan), written.size)
         with prefetched(written, headers, HEADERS_AHEAD_BYTES, remote=store.remote) as ahead:
             try:
-                reader, tensors = Blocks(ahead) if store.remote else written, task.tensors(plan.rank)
+                reader, tensors = Blocks(ahead) if store.remote else written, _tensors(task, plan.rank)
                 described = task.known.read(lambda seen: task.output.entries(reader, tensors, seen), at_once=store.remote)
             except DataError as error:
                 raise unreadable(written, error) from error
@@ -329,6 +330,11 @@ def compare(task: Task, plan: RankPlan, store: Store, path: str, level: Verified
             except BugError:
                 files.check_unchanged()
                 raise
+
+
+def _tensors(task: Task, rank: int) -> Iterator[OutputTensor]:
+    """Yield the tensors of a rank's file. They are only created if the first one is requested."""
+    yield from task.tensors(rank)
 
 
 def _heads(task: Task, plan: RankPlan) -> Iterator[int]:

@@ -182,13 +182,13 @@ class OutputFormat(Protocol):
         """Return what follows the pieces if a file has its CRC32 in a trailer, or nothing."""
 
     def entries(
-        self, reader: RangeReader, tensors: Sequence[OutputTensor], seen: dict[bytes, Structure] | None = None
+        self, reader: RangeReader, tensors: Iterable[OutputTensor], seen: dict[bytes, Structure] | None = None
     ) -> tuple[TensorEntry, ...]:
         """Return the tensors that a finished file describes, for its verification.
 
         Args:
             reader: reader of the file.
-            tensors: tensors of which the file was made, in content order.
+            tensors: tensors of which the file was made, in content order. They are created when they are requested.
             seen: cache of structures by encoded header, to which a format may add. Files of other ranks are often alike.
 
         Raises:

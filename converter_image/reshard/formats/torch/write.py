@@ -90,13 +90,14 @@ class DistributedFormat(OutputDefaults):
         return sum(map(_length, tensors))
 
     def entries(
-        self, reader: RangeReader, tensors: Sequence[OutputTensor], seen: dict[bytes, Structure] | None = None
+        self, reader: RangeReader, tensors: Iterable[OutputTensor], seen: dict[bytes, Structure] | None = None
     ) -> tuple[TensorEntry, ...]:
         """Return the tensors in the archives of a finished file.
 
         Raises:
             DataError: an archive is damaged, or is not the tensor that it should be.
         """
+        tensors = tuple(tensors)
         starts = [0, *accumulate(map(_length, tensors))]
         if starts[-1] != reader.size:
             raise DataError(
