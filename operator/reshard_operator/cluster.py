@@ -15,7 +15,8 @@ from kubernetes.aio import client, config
 from reshard.spec.resource import API_VERSION, KIND
 from reshard_operator import jobs
 from reshard_operator.decision import Action, Create, Patch
-from reshard_operator.observation import Event, Job, Object, Pod, Seen, Transform
+from reshard_operator.objects import Event, Job, Object, Pod
+from reshard_operator.observation import Seen, Transform
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from reshard_operator.observation import Job, Object
+    from reshard_operator.objects import Job, Object
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from reshard_operator.status import STUCK, Phase, State
 
 if TYPE_CHECKING:
-    from reshard_operator.observation import Job, Pod, Seen
+    from reshard_operator.objects import Job, Pod
+    from reshard_operator.observation import Seen
 
 # Kubernetes retries these forever and never fails the pod.
 _CANNOT_START = {

@@ -12,7 +12,8 @@ import msgspec
 from reshard.spec.mounts import mounts
 from reshard.spec.places import SPEC
 from reshard.spec.resource import API_VERSION, KIND
-from reshard_operator.observation import CONTAINER, QUEUE_LABEL, Object, job_name, ranks_of
+from reshard_operator.objects import CONTAINER, Object
+from reshard_operator.observation import QUEUE_LABEL, job_name, ranks_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from reshard.spec.mounts import Volume
     from reshard.spec.resource import TransformSpec
     from reshard_operator.config import Config
-    from reshard_operator.observation import Job, Seen, Transform
+    from reshard_operator.objects import Job
+    from reshard_operator.observation import Seen, Transform
 
 MANAGED_BY = "reshard-operator"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"

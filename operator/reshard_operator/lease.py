@@ -19,7 +19,7 @@ from reshard_operator.cluster import ApiError
 if TYPE_CHECKING:
     from reshard_operator.cluster import Cluster
     from reshard_operator.config import Config
-    from reshard_operator.observation import Object
+    from reshard_operator.objects import Object
 
 DURATION_SECONDS = 15
 _RENEW_SECONDS = 5.0

@@ -17,7 +17,8 @@ from reshard_operator.status import STUCK, WAITING, Phase, waits_for
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from reshard_operator.observation import Object, Seen
+    from reshard_operator.objects import Object
+    from reshard_operator.observation import Seen
 
 _TRANSFORM_SECONDS_BUCKETS = (5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 28800)
 

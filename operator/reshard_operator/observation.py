@@ -1,41 +1,27 @@
-"""The observed state of one transform and its objects, as frozen data. This module parses the input of pods and users."""
+"""The observed state of one transform and its objects, as frozen data. This module parses the resource of the user."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from reshard.errors import ReshardError
-from reshard.spec.messages import (
-    CommitMessage,
-    FailureMessage,
-    RanksMessage,
-    TransformMessage,
-    UnreadableMessageError,
-    decode_message,
-)
-from reshard.spec.ranks import format_ranks, parse_ranks, ranks_to_write
+from reshard.spec.messages import CommitMessage, TransformMessage, UnreadableMessageError
+from reshard.spec.ranks import format_ranks, ranks_to_write
 from reshard.spec.resource import TransformSpec, parse_spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import datetime
 
     from reshard.spec.messages import M, PlanMessage
+    from reshard_operator.objects import Event, Job, Object, Pod
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-# The converter's container; webhooks may add others to the pod.
-CONTAINER = "reshard"
 STEPS = ("plan", "ranks", "commit", "transform")
 # Number of runs of a step whose result cannot be read.
 MOST_RUNS = 3
 _LONGEST_BASE = 34
-# Pods at the end of a Job. While there are more, all of them are not listed.
-_FEW = 50
-
-Object = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -106,248 +92,6 @@ def _attempt(resource: Object) -> int:
         return int(resource["spec"]["execution"]["attempt"])
     except (KeyError, TypeError, ValueError):
         return 1
-
-
-@dataclass(frozen=True)
-class Kept:
-    """An object in the form in which the API server returns it."""
-
-    raw: Object
-
-    @property
-    def name(self) -> str:
-        """Name of the object."""
-        return str(self.raw["metadata"]["name"])
-
-    @property
-    def uid(self) -> str:
-        """UID of the object."""
-        return str(self.raw["metadata"]["uid"])
-
-    @property
-    def status(self) -> Object:
-        """Status of the object."""
-        return self.raw.get("status") or {}
-
-    @property
-    def owner(self) -> str:
-        """UID of the controlling owner."""
-        return next((str(o["uid"]) for o in self.raw["metadata"].get("ownerReferences", ()) if o.get("controller")), "")
-
-    def label(self, name: str) -> str:
-        """Return the value of a label, or an empty string."""
-        return str((self.raw["metadata"].get("labels") or {}).get(name, ""))
-
-    def annotation(self, name: str) -> str:
-        """Return the value of an annotation, or an empty string."""
-        return str((self.raw["metadata"].get("annotations") or {}).get(name, ""))
-
-
-class Job(Kept):
-    """A Job of a transform."""
-
-    @property
-    def spec(self) -> Object:
-        """Spec of the Job."""
-        return dict(self.raw["spec"])
-
-    @property
-    def deleting(self) -> bool:
-        """True if the Job is being deleted."""
-        return "deletionTimestamp" in self.raw["metadata"]
-
-    def condition(self, kind: str) -> Object | None:
-        """Return a condition whose status is True."""
-        return next((c for c in self.status.get("conditions") or () if c["type"] == kind and c["status"] == "True"), None)
-
-    @property
-    def complete(self) -> bool:
-        """True if the Job has succeeded."""
-        return self.condition("Complete") is not None
-
-    @property
-    def failed(self) -> Object | None:
-        """The Failed condition, or None if the Job has not failed."""
-        return self.condition("Failed")
-
-    @property
-    def ended(self) -> bool:
-        """True if the Job has succeeded or failed."""
-        return self.complete or self.failed is not None
-
-    @property
-    def suspended(self) -> bool:
-        """True if the Job is suspended and all its pods are deleted."""
-        return self.condition("Suspended") is not None and not self.status.get("active") and not self.status.get("terminating")
-
-    @property
-    def runs(self) -> bool:
-        """True if all expected pods run, so that the watch of the Job reports every change."""
-        active = int(self.status.get("active") or 0)
-        return active > 0 and int(self.status.get("ready") or 0) >= active
-
-    @property
-    def ends(self) -> bool:
-        """True if a few indexes have not succeeded yet, and none of their pods is ready any more: their containers have ended."""
-        active = int(self.status.get("active") or 0)
-        done = len(self.indexes("completedIndexes"))
-        return 0 < active <= _FEW and not self.status.get("ready") and done + active >= int(self.spec["completions"])
-
-    def variable(self, name: str) -> str:
-        """Return the value of an environment variable of the container.
-
-        Raises:
-            KeyError: the variable does not exist.
-        """
-        (container,) = (c for c in self.spec["template"]["spec"]["containers"] if c["name"] == CONTAINER)
-        return {str(each["name"]): str(each.get("value")) for each in container["env"]}[name]
-
-    def indexes(self, field_name: str) -> tuple[int, ...]:
-        """Return the completion indexes in a field of the status, such as "0,3-5"."""
-        text = self.status.get(field_name) or ""
-        return parse_ranks(text) if text else ()
-
-
-class Pod(Kept):
-    """A pod of a transform. Its owner is a Job."""
-
-    @property
-    def created(self) -> str:
-        """Creation time."""
-        return str(self.raw["metadata"].get("creationTimestamp", ""))
-
-    @property
-    def phase(self) -> str:
-        """Phase: Pending, Running, Succeeded, Failed or Unknown."""
-        return str(self.status.get("phase", "Pending"))
-
-    def waits_since(self, moment: datetime) -> bool:
-        """Return whether the pod was created before `moment`, is scheduled, and has not started."""
-        has_node = self.condition("PodScheduled").get("status") == "True"
-        return self.phase == "Pending" and has_node and datetime.fromisoformat(self.created) <= moment
-
-    @property
-    def alive(self) -> bool:
-        """True if a process of the pod may still write."""
-        return self.phase not in {"Succeeded", "Failed"}
-
-    @property
-    def index(self) -> int:
-        """Completion index."""
-        return int(self.annotation("batch.kubernetes.io/job-completion-index") or 0)
-
-    @property
-    def node(self) -> str:
-        """Name of the node, or an empty string if the pod is not scheduled."""
-        return str((self.raw.get("spec") or {}).get("nodeName") or "")
-
-    @property
-    def entries(self) -> dict[str, str]:
-        """The Secret or ConfigMap of each volume, by name of the volume."""
-        volumes = (self.raw.get("spec") or {}).get("volumes") or ()
-        secrets = {v["name"]: f"Secret {v['secret']['secretName']}" for v in volumes if "secret" in v}
-        return secrets | {v["name"]: f"ConfigMap {v['configMap']['name']}" for v in volumes if "configMap" in v}
-
-    @property
-    def lost(self) -> bool:
-        """True if the pod is in phase Running, but its node does not report its status.
-
-        The pods have no readiness probe, so the Ready condition of a running pod is false only in this case.
-        """
-        runs = any("running" in (s.get("state") or {}) for s in self._containers())
-        return self.phase == "Running" and runs and self.condition("Ready").get("status") == "False"
-
-    @property
-    def waiting(self) -> Object:
-        """The waiting state of the container, or an empty dict."""
-        return next((s["state"]["waiting"] for s in self._containers() if "waiting" in (s.get("state") or {})), {})
-
-    @property
-    def terminated(self) -> Object:
-        """The terminated state of the container, or an empty dict."""
-        return next((s["state"]["terminated"] for s in self._containers() if "terminated" in (s.get("state") or {})), {})
-
-    def _containers(self) -> list[Object]:
-        return [s for s in self.status.get("containerStatuses") or () if s.get("name") == CONTAINER]
-
-    def condition(self, kind: str) -> Object:
-        """Return a condition, whatever its status."""
-        return next((c for c in self.status.get("conditions") or () if c["type"] == kind), {})
-
-    def result(self, kind: type[M]) -> M:
-        """Return the termination message of the pod.
-
-        Raises:
-            UnreadableMessageError: the message is missing or cannot be read.
-        """
-        return decode_message(str(self.terminated.get("message") or ""), kind)
-
-    @property
-    def succeeded(self) -> bool:
-        """True if the container has succeeded. The phase of the pod follows about a second later, and then its Job."""
-        return "exitCode" in self.terminated and int(self.terminated["exitCode"]) == 0
-
-    @property
-    def committed(self) -> CommitMessage | None:
-        """The report of the commit, if this is the pod of the ranks step that completed the checkpoint."""
-        if not self.succeeded:
-            return None
-        try:
-            return self.result(RanksMessage).committed
-        except UnreadableMessageError:
-            return None
-
-    def failure(self) -> FailureMessage:
-        """Return the failure of the pod, from its termination message (of any version) if there is one."""
-        ended = self.terminated
-        text = str(ended.get("message") or "")
-        code = int(ended.get("exitCode") or 0)
-        try:
-            return msgspec.json.decode(text, type=FailureMessage)
-        except msgspec.MsgspecError:
-            pass
-        lines = [line for line in text.splitlines() if line.strip()]
-        reason = str(ended.get("reason") or self.status.get("reason") or "Error")
-        said = _logged(lines[-1]) if lines else str(self.status.get("message") or f"the container exited with code {code}")
-        return FailureMessage(reason, said[:1000], code)
-
-
-class _LogLine(msgspec.Struct):
-    message: str
-
-
-def _logged(line: str) -> str:
-    """Return the message of a log line, whatever its format."""
-    try:
-        return msgspec.json.decode(line, type=_LogLine).message
-    except msgspec.MsgspecError:
-        return line
-
-
-@dataclass(frozen=True)
-class Event:
-    """A warning that Kubernetes has attached to a Job or a pod.
-
-    Attributes:
-        last_seen: time of the last occurrence.
-    """
-
-    object_uid: str
-    reason: str
-    message: str
-    last_seen: datetime
-
-    @classmethod
-    def parse(cls, event: Object) -> Event:
-        """Parse an object of the API server."""
-        repeated = (event.get("series") or {}).get("lastObservedTime") or event.get("lastTimestamp")
-        told = repeated or event.get("eventTime") or event["metadata"]["creationTimestamp"]
-        return cls(
-            str(event["involvedObject"].get("uid")),
-            str(event.get("reason")),
-            str(event.get("message")),
-            datetime.fromisoformat(told),
-        )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from reshard.spec.messages import CommitMessage, PlanMessage, RanksMessage, Tran
 from reshard.spec.ranks import Grouping
 from reshard_operator import diagnosis, jobs
 from reshard_operator.decision import Create, Decision, Delete, Patch
-from reshard_operator.observation import CONTAINER, MOST_RUNS, QUEUE_LABEL, as_text, ranks_of
+from reshard_operator.objects import CONTAINER
+from reshard_operator.observation import MOST_RUNS, QUEUE_LABEL, as_text, ranks_of
 from reshard_operator.status import Phase, State, all_done, build, plan_details, rank_details
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from reshard.spec.resource import TransformSpec
     from reshard_operator.config import Config
     from reshard_operator.decision import Action
-    from reshard_operator.observation import Job, Object, Seen
+    from reshard_operator.objects import Job, Object
+    from reshard_operator.observation import Seen
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from reshard.spec.messages import PlanMessage
     from reshard.spec.ranks import Grouping
     from reshard.spec.resource import TransformSpec
-    from reshard_operator.observation import Job, Object, Seen, Transform
+    from reshard_operator.objects import Job, Object
+    from reshard_operator.observation import Seen, Transform
 
 _LONGEST_MESSAGE = 2000
 _LONGEST_NOTE = 850  # of 1024, so that the address of the documentation fits too

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from reshard_operator.cluster import Cluster
     from reshard_operator.config import Config
     from reshard_operator.decision import Decision
-    from reshard_operator.observation import Object, Seen
+    from reshard_operator.objects import Object
+    from reshard_operator.observation import Seen
 
 Key = tuple[str, str]
 

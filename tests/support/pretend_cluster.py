@@ -12,7 +12,8 @@ from reshard.spec.messages import MESSAGE_VERSION
 from reshard_operator import jobs
 from reshard_operator.config import Config
 from reshard_operator.decision import Create, Decision, Delete
-from reshard_operator.observation import CONTAINER, Event, Job, Pod, Seen, Transform
+from reshard_operator.objects import CONTAINER, Event, Job, Pod
+from reshard_operator.observation import Seen, Transform
 from reshard_operator.reconcile import reconcile
 
 if TYPE_CHECKING:

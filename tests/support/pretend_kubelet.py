@@ -11,7 +11,7 @@ from kubernetes import client
 from pretend_cluster import COMMIT, PLAN, RANKS, TRANSFORM
 
 from reshard_operator.jobs import LABEL_STEP
-from reshard_operator.observation import CONTAINER
+from reshard_operator.objects import CONTAINER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

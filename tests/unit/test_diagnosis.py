@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from pretend_cluster import PretendCluster, conditions, ready, resource
 
-from reshard_operator.observation import CONTAINER, Event
+from reshard_operator.objects import CONTAINER, Event
 from reshard_operator.reconcile import refused
 
 

@@ -20,7 +20,8 @@ from reshard.spec.ranks import Grouping
 from reshard.spec.resource import parse_spec
 from reshard_operator import jobs
 from reshard_operator.config import load
-from reshard_operator.observation import CONTAINER, MOST_RUNS, Pod, Transform, job_name
+from reshard_operator.objects import CONTAINER, Pod
+from reshard_operator.observation import MOST_RUNS, Transform, job_name
 
 PLANNED = msgspec.convert(PLAN, PlanMessage)
 

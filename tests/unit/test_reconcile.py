@@ -16,7 +16,8 @@ from pretend_cluster import COMMIT, CONFIG, PLAN, PretendCluster, committing, co
 from reshard.errors import documentation
 from reshard_operator.decision import Create, Delete, Patch
 from reshard_operator.jobs import holds_target
-from reshard_operator.observation import Job, Pod, Transform
+from reshard_operator.objects import Job, Pod
+from reshard_operator.observation import Transform
 from reshard_operator.reconcile import reconcile, refused
 from reshard_operator.status import event, only_counts_differ
 
