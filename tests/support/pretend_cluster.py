@@ -14,7 +14,7 @@ from reshard_operator.config import Config
 from reshard_operator.decision import Create, Decision, Delete
 from reshard_operator.objects import CONTAINER, Event, Job, Pod
 from reshard_operator.observation import Seen, Transform
-from reshard_operator.reconcile import reconcile
+from reshard_operator.reconcile import reconcile, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,6 +161,27 @@ class PretendCluster:
         decision = self.decide()
         self.carry_out(decision, status_lost=status_lost)
         return decision
+
+    def meet(self, moment: str) -> None:
+        """Let one thing happen.
+
+        "lost": the operator is killed between its actions and its status. "twice": two replicas decide from one observation.
+        "refuse": the API server refuses what would be created.
+        """
+        if moment == "advance":
+            self.advance()
+        elif moment in {"suspend", "resume"}:
+            self.change(suspend=moment == "suspend")
+        elif moment == "refuse":
+            decision = self.decide()
+            denied = any(isinstance(action, Create) for action in decision.actions)
+            self.carry_out(refused(self.see(), decision, "JobDenied", "quota", for_good=False) if denied else decision)
+        elif moment == "twice":
+            decision = self.decide()
+            self.carry_out(decision)
+            self.carry_out(decision, status_lost=True)
+        else:
+            self.work(status_lost=moment == "lost")
 
     def advance(self, seconds: float = 1.0) -> None:
         """Advance every Job by one step, as Kubernetes does: suspend it, start pods, end them, end the Job."""

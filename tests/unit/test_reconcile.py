@@ -388,18 +388,13 @@ MOMENTS = ["work", "lost", "advance", "twice", "suspend", "resume", "parallel", 
 def test_any_order_repetition_or_loss_ends_in_the_same_state(
     *, moments: list[str], fails: bool, index: bool, last: bool, lags: bool
 ) -> None:
-    """`lost`: the operator is killed between its actions and its status; `twice`: two replicas decide from one observation."""
     usual = committing if last else PretendCluster().outcome
     said = {"reason": "Truncated", "message": "m", "exitCode": 65}
     outcome = failing("commit", 65, said) if index else failing("ranks", 65, said, (2,))
     cluster = PretendCluster(resource(**(INDEX if index else {})), outcome=outcome if fails else usual, lags=lags)
     execution = {"parallelism": 8, "attempt": 1}
     for moment in moments:
-        if moment == "advance":
-            cluster.advance()
-        elif moment in {"suspend", "resume"}:
-            cluster.change(suspend=moment == "suspend")
-        elif moment == "parallel":
+        if moment == "parallel":
             execution["parallelism"] = 1 + len(cluster.created)
             cluster.change(execution=dict(execution))
         elif moment == "attempt":
@@ -409,16 +404,8 @@ def test_any_order_repetition_or_loss_ends_in_the_same_state(
             cluster.resource["spec"]["sauce"] = "a default that this operator does not know"
         elif moment == "older CRD":
             cluster.resource["spec"].pop("sauce", None)
-        elif moment == "refuse":
-            decision = cluster.decide()
-            denied = any(isinstance(action, Create) for action in decision.actions)
-            cluster.carry_out(refused(cluster.see(), decision, "JobDenied", "quota", for_good=False) if denied else decision)
-        elif moment == "twice":
-            decision = cluster.decide()
-            cluster.carry_out(decision)
-            cluster.carry_out(decision, status_lost=True)
         else:
-            cluster.work(status_lost=moment == "lost")
+            cluster.meet(moment)
         assert len(cluster.working) <= 1
     cluster.resource["spec"].pop("sauce", None)
     cluster.change(suspend=False)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from pretend_cluster import PLAN, TRANSFORM, PretendCluster, conditions, failing, older, ready, resource
 
 from reshard_operator.decision import Create
-from reshard_operator.reconcile import refused
 
 BASE = "a-transform-11112222-transform"
 SINGLE = {"mode": "SinglePod"}
@@ -184,23 +183,11 @@ def test_any_order_repetition_or_loss_ends_in_the_same_state(*, moments: list[st
     outcome = failing("transform", 65, said) if fails else PretendCluster().outcome
     cluster, attempt = PretendCluster(single(), outcome=outcome, lags=lags), 1
     for moment in moments:
-        if moment == "advance":
-            cluster.advance()
-        elif moment in {"suspend", "resume"}:
-            cluster.change(suspend=moment == "suspend")
-        elif moment == "attempt":
+        if moment == "attempt":
             attempt += 1
             cluster.change(execution=SINGLE | {"attempt": attempt})
-        elif moment == "refuse":
-            decision = cluster.decide()
-            denied = any(isinstance(action, Create) for action in decision.actions)
-            cluster.carry_out(refused(cluster.see(), decision, "JobDenied", "quota", for_good=False) if denied else decision)
-        elif moment == "twice":
-            decision = cluster.decide()
-            cluster.carry_out(decision)
-            cluster.carry_out(decision, status_lost=True)
         else:
-            cluster.work(status_lost=moment == "lost")
+            cluster.meet(moment)
         assert len(cluster.working) <= 1
     cluster.change(suspend=False)
     cluster.settle(60)
