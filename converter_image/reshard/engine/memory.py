@@ -31,8 +31,6 @@ MOST_WORKERS = 8
 # Upper bounds of the measurements in docs/performance.md: the interpreter with its libraries, and the buffers of each worker;
 _BASE_BYTES = 64 << 20
 _BYTES_PER_WORKER = 4 << 20
-# The start of a written file in an object store, of which the headers are verified.
-HEADERS_AHEAD_BYTES = 8 << 20
 # for each parameter name, in headers, strategies, inventory and manifest, and in the plans of concurrent ranks.
 _BYTES_PER_NAME = 4096
 _BYTES_PER_CHARACTER = 8
@@ -44,6 +42,8 @@ _BYTES_PER_COPY = 1024
 _CLIENT_BYTES = 32 << 20
 _AHEAD_BYTES = 56 << 20
 _UPLOAD_BYTES = 48 << 20
+# The start of a written file in an object store, which is prefetched to verify the headers.
+HEADERS_AHEAD_BYTES = 8 << 20
 # A pass over the source that writes several ranks: batches of a local source, tiles of all files, and data to upload for them.
 _BATCH_BYTES = 8 << 20
 _BATCHES = 3

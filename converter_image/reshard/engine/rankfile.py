@@ -142,8 +142,7 @@ class RankFile:
                 run.check_lock()
                 writer.finish()
                 complete()
-                self._record = self._finished(size, measured)
-                run.state.record(self._record, self._losses.by_name)
+                self._finish(size, measured)
             finally:
                 writer.abort()
 
@@ -161,11 +160,10 @@ class RankFile:
             run.state.link(original._path, self._path, how, rank=rank, staged=run.staged, writer=run.writer)
             size = run.task.file_size(rank)
             run.progress.advance(size)
-            self._record = self._finished(size, measured, LinkRecord(how, original._plan.rank))
-            run.state.record(self._record, self._losses.by_name)
+            self._finish(size, measured, LinkRecord(how, original._plan.rank))
 
-    def _finished(self, size: int, measured: Phase, link: LinkRecord | None = None) -> FileRecord:
-        """Verify the file, and return its record. Hard links are the file that was verified."""
+    def _finish(self, size: int, measured: Phase, link: LinkRecord | None = None) -> None:
+        """Verify the complete file, and record it. Hard links are the file that was verified."""
         run, path = self._run, self._path
         task, store, where = run.task, run.state.target.store, run.state.where(path, staged=run.staged)
         digest = self.digest or _recorded_digest(task, store, where, run.cancellation)
@@ -175,7 +173,7 @@ class RankFile:
         with closing(store.open(where)) as written:
             sample, version = sample_of(written, remote=store.remote), written.version
         fetched, lost = self._fetched(), self._losses.total
-        record = FileRecord(
+        self._record = FileRecord(
             rank=self._plan.rank,
             path=path,
             size=size,
@@ -192,8 +190,9 @@ class RankFile:
             overflowed=lost.overflowed,
             link=link,
         )
-        measured.measure(bytes_fetched=fetched.nbytes, requests=fetched.requests, bytes_written=record.bytes_written)
-        return record
+        nbytes = self._record.bytes_written
+        measured.measure(bytes_fetched=fetched.nbytes, requests=fetched.requests, bytes_written=nbytes)
+        run.state.record(self._record, self._losses.by_name)
 
 
 def write_rank(run: Run, rank: int, budget: Budget, slots: threading.Semaphore) -> Written:
