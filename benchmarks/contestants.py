@@ -58,7 +58,7 @@ _WORKERS = (1, 2, 4, 8)
 
 
 class Settings(NamedTuple):
-    """What is compared with this build.
+    """Choices that apply to all programs.
 
     Attributes:
         baseline: the `reshard` command of another build, if there is one.

@@ -1,4 +1,4 @@
-"""What pods will fetch with a division of the ranks, and which division the plan chooses."""
+"""Tests of the number of bytes that pods will fetch with a division of the ranks, and of the division that the plan chooses."""
 
 from __future__ import annotations
 

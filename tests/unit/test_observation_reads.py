@@ -1,4 +1,4 @@
-"""What the operator reads to find the report of a commit, from an API server in memory."""
+"""Tests of the requests by which the operator finds the report of a commit, with an API server in memory."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ class LayoutRecord(_Document, frozen=True, omit_defaults=True):
 
 
 class KindRecord(_Document, frozen=True):
-    """What parameters of the same type, shape and layouts have in common.
+    """Properties that parameters of the same type, shape and layouts share.
 
     Attributes:
         dtype: name of the type in MindSpore.

@@ -121,7 +121,7 @@ class OutputFormat(Protocol):
 
     @property
     def one_header(self) -> bool:
-        """Whether a file is a header and the contents of its tensors.
+        """Whether a file consists of one header and the contents of its tensors.
 
         The header of a file without a CRC follows from the metadata, and from the names, types and shapes of the slices.
         """

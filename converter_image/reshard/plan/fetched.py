@@ -41,7 +41,7 @@ class Reading(NamedTuple):
 
 
 class Fetching:
-    """What passes over the source fetch for target ranks of one model. Results are cached.
+    """Calculates how many bytes passes over the source fetch for target ranks of one model. Results are cached.
 
     The gaps between tensors are estimated: those of one kind are taken to follow each other in the file.
     """
@@ -119,7 +119,7 @@ class Fetching:
 
 
 class _Spans(NamedTuple):
-    """What is fetched of consecutive elements of a file.
+    """The number and the position of the elements that are fetched, among consecutive elements of a file.
 
     Attributes:
         fetched: number of elements that are fetched.

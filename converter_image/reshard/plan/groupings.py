@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 MOST_FETCHED = 1.2
 # If no grouping achieves this, larger groups must save this share of what smaller groups fetch.
 _LEAST_SAVED = 0.05
-# Groups with this many ranks in total are examined for each grouping, if so many are unlike each other. Others are like them.
+# If the groups of a grouping are all different, groups with about this many ranks in total are examined, and represent the rest.
 _EXAMINED = 1 << 9
 # Positions that are never alike, however far they are moved.
 _NO_PERIOD = 1 << 40

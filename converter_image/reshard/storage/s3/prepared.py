@@ -42,7 +42,7 @@ class _Seen(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """What came of a prepared request that failed.
+    """The outcome of a prepared request that failed.
 
     Attributes:
         outcome: response or error. None: the request was not sent, because it could not be prepared.
@@ -53,7 +53,7 @@ class Failure(NamedTuple):
 
 # The request that this thread prepares, once it is known. None: this thread sends its requests.
 _preparing: ContextVar[list[_Seen] | None] = ContextVar("_preparing", default=None)
-# What to use as the outcome of the first try of this thread's next request, at most one.
+# The outcome of the first try of this thread's next request, if it is known: at most one.
 _first_try: ContextVar[list[AWSResponse | Exception]] = ContextVar("_first_try")
 
 

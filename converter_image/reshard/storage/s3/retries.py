@@ -48,7 +48,7 @@ _MOST_DIGITS = 9  # Python refuses to convert thousands of them
 
 # Number of the client's last try of this thread's last request.
 _last_try: ContextVar[int] = ContextVar("_last_try", default=0)
-# What raises if the work of this thread was cancelled.
+# Function that raises an error if the work of this thread was cancelled.
 _check: ContextVar[Callable[[], None]] = ContextVar("_check", default=lambda: None)
 
 
