@@ -9,7 +9,7 @@ import places
 import pytest
 import s3_server
 
-from reshard.storage.s3 import client
+from reshard.storage.s3 import client, retries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,6 +34,13 @@ def server(request: pytest.FixtureRequest, servers: Callable[[str], s3_server.Se
 def _no_client_stays() -> None:
     """Clients are kept for as long as a process runs, with the environment that they were made in."""
     client.client_of.cache_clear()
+
+
+@pytest.fixture
+def _two_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that fail are repeated once."""
+    for module in (client, retries):
+        monkeypatch.setattr(module, "TRIES", 2)
 
 
 @pytest.fixture

@@ -29,10 +29,9 @@ CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
 @pytest.fixture(autouse=True)
-def fresh(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def fresh(bucket: str, _two_tries: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients that know what this test has put into the environment, and give up soon."""
     del bucket
-    monkeypatch.setattr(client, "_TRIES", 2)
     monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
     client.client_of.cache_clear()
 

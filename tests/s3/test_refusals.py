@@ -62,10 +62,10 @@ def test_a_refusal_states_a_remedy(
     assert "not-the-secret" not in line
 
 
+@pytest.mark.usefixtures("_two_tries")
 def test_an_unreachable_endpoint_fails_in_bounded_time(
     bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(client, "_TRIES", 3)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{s3_server.free_port()}")
     began = time.monotonic()
     assert main(["verify", f"s3://{bucket}/x"]) == 74
@@ -73,10 +73,10 @@ def test_an_unreachable_endpoint_fails_in_bounded_time(
     assert capsys.readouterr().err.startswith("reshard: Unreachable: ")
 
 
+@pytest.mark.usefixtures("_two_tries")
 def test_a_server_with_an_untrusted_certificate_is_refused(
     server: s3_server.Server, bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(client, "_TRIES", 2)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.endpoint.replace("http:", "https:"))
     assert main(["verify", f"s3://{bucket}/x"]) == 78
     assert capsys.readouterr().err.startswith("reshard: CertificateRefused: ")

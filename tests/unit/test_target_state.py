@@ -19,7 +19,8 @@ from killing import killed_after
 import reshard
 from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import main
-from reshard.errors import DataError, LockedError, MissingInputError, RequestError, UsageError
+from reshard.engine import rankfile
+from reshard.errors import BugError, DataError, LockedError, MissingInputError, RequestError, UsageError
 from reshard.mindspore import transform_checkpoint_by_rank
 from reshard.progress import Cancellation, Silent
 from reshard.spec.request import Options, Request
@@ -430,7 +431,26 @@ def test_a_process_that_resumes_after_another_finished_publishes_nothing(
         return usual(self, *arguments, **options)
 
     monkeypatch.setattr(TaskState, "create", create)
-    assert run(made, target, "--workers", "1", "--no-commit") == LockedError.exit_code
+    assert run(made, target, "--only-ranks", "0", "--no-commit") == LockedError.exit_code
+    assert right(other, target)
+
+
+def test_a_process_that_resumes_while_it_verifies_leaves_the_files_of_others(
+    made: disk.Checkpoint, other: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that slept after its file appeared compares the file of another run with its own source."""
+    usual, woken = rankfile.check_file, []
+
+    def check_file(*arguments: Any, **options: Any) -> None:
+        if not woken:
+            woken.append(True)
+            shutil.rmtree(target)
+            assert run(other, target) == 0
+            raise BugError("VerificationFailed", "the file differs", where="", fix="inspect it")
+        usual(*arguments, **options)
+
+    monkeypatch.setattr(rankfile, "check_file", check_file)
+    assert run(made, target, "--only-ranks", "0", "--no-commit") == LockedError.exit_code
     assert right(other, target)
 
 

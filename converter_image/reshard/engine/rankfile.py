@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from reshard.checkpoint.manifest import FileRecord, LinkRecord
 from reshard.checkpoint.output import Span
@@ -91,6 +91,12 @@ class Run:
         return Conditions(progress=self.progress, cancellation=self.cancellation, budget=budget)
 
 
+class _Remove(Protocol):
+    """Deletes a file that cannot be verified. It may keep the file for inspection, and then returns its URL."""
+
+    def __call__(self, *, keep: bool) -> str: ...
+
+
 class RankFile:
     """The file of one target rank, from its creation to its record.
 
@@ -169,7 +175,7 @@ class RankFile:
         digest = self.digest or _recorded_digest(task, store, where, run.cancellation)
         if link is None or link.kind != "HardLink":
             known = self.digest if self.compared else ""
-            _verify(task, self._plan, store, where, lambda: run.state.reject(path, staged=run.staged), run.cancellation, known)
+            _verify(task, self._plan, store, where, self._remove, run.cancellation, known)
         with closing(store.open(where)) as written:
             sample, version = sample_of(written, remote=store.remote), written.version
         fetched, lost = self._fetched(), self._losses.total
@@ -193,6 +199,19 @@ class RankFile:
         nbytes = self._record.bytes_written
         measured.measure(bytes_fetched=fetched.nbytes, requests=fetched.requests, bytes_written=nbytes)
         run.state.record(self._record, self._losses.by_name)
+
+    def _remove(self, *, keep: bool) -> str:
+        """Delete the file, or keep it for inspection and return its URL.
+
+        Raises:
+            LockedError: the file may be that of another process by now. It was left there.
+        """
+        self._run.check_lock()
+        state, staged = self._run.state, self._run.staged
+        if keep:
+            return state.reject(self._path, staged=staged)
+        state.target.store.delete(state.where(self._path, staged=staged))
+        return ""
 
 
 def write_rank(run: Run, rank: int, budget: Budget, slots: threading.Semaphore) -> Written:
@@ -239,11 +258,14 @@ def write_alone(task: Task, rank: int, url: str, *, share: Budget) -> None:
         finally:
             writer.abort()
 
-        def set_aside() -> str:
-            store.move(path, f"{path}.rejected")
-            return f"{url}.rejected"
+        def remove(*, keep: bool) -> str:
+            if keep:
+                store.move(path, f"{path}.rejected")
+                return f"{url}.rejected"
+            store.delete(path)
+            return ""
 
-        _verify(task, plan, store, path, set_aside, Cancellation())
+        _verify(task, plan, store, path, remove, Cancellation())
         fetched = conditions.content.traffic
         measured.measure(bytes_fetched=fetched.nbytes, requests=fetched.requests, bytes_written=size)
 
@@ -261,14 +283,14 @@ def _verify(
     plan: RankPlan,
     store: Store,
     path: str,
-    set_aside: Callable[[], str],
+    remove: _Remove,
     cancellation: Cancellation,
     digest: str = "",
 ) -> None:
     """Compare the finished file with the source. If every byte is to be compared, and a digest is given, compare that.
 
     Raises:
-        BugError: they differ. The file was set aside.
+        BugError: they differ. The file was kept for inspection.
         ReshardError: they cannot be compared, or the source has changed. The file was deleted.
     """
     level = task.request.options.verification
@@ -282,9 +304,9 @@ def _verify(
                 compare(task, plan, store, path, level, cancellation)
     except ReshardError as error:
         if error.reason != "VerificationFailed":
-            store.delete(path)
+            remove(keep=False)
             raise
-        fix = f"inspect the file, which is kept as {set_aside()}; {error.fix}"
+        fix = f"inspect the file, which is kept as {remove(keep=True)}; {error.fix}"
         raise BugError(error.reason, error.what, where=error.where, fix=fix) from error
 
 

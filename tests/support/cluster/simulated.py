@@ -14,7 +14,7 @@ from cluster import access
 from cluster.components import Component, wait
 from cluster.layout import ClusterError, Layout, program
 
-_LABEL = "reshard.dev/simulation"
+LABEL = "reshard.dev/simulation"
 _STAGES = ("node/fast", "node/heartbeat-with-lease", "pod/fast")
 # A pod that has this label leaves the termination message that an annotation has for the label's value: ANNOTATION + VALUE.
 _MESSAGE_LABEL = "reshard.dev/step"
@@ -56,11 +56,11 @@ def nodes(layout: Layout, count: int) -> Iterator[dict[str, Any]]:
         _kubectl(layout, "create", "-f", "-", given={"apiVersion": "v1", "kind": "List", "items": _nodes(name, count)})
         wait([kwok], 60)
         yield {
-            "nodeSelector": {_LABEL: name},
-            "tolerations": [{"key": _LABEL, "operator": "Exists"}],
+            "nodeSelector": {LABEL: name},
+            "tolerations": [{"key": LABEL, "operator": "Exists"}],
         }
     finally:
-        _kubectl(layout, "delete", "node", "--selector", f"{_LABEL}={name}", "--ignore-not-found")
+        _kubectl(layout, "delete", "node", "--selector", f"{LABEL}={name}", "--ignore-not-found")
         kwok.process.send_signal(signal.SIGKILL)
         kwok.process.wait()
 
@@ -86,7 +86,7 @@ def _kwok(layout: Layout, name: str) -> list[str]:
     return [
         program("kwok"),
         f"--kubeconfig={layout.kubeconfig}",
-        f"--manage-nodes-with-label-selector={_LABEL}={name}",
+        f"--manage-nodes-with-label-selector={LABEL}={name}",
         "--node-lease-duration-seconds=40",
         *(f"--config={path}" for path in configurations),
     ]
@@ -116,8 +116,8 @@ def _nodes(name: str, count: int) -> list[dict[str, Any]]:
         {
             "apiVersion": "v1",
             "kind": "Node",
-            "metadata": {"name": f"{name}-{index}", "labels": {_LABEL: name}},
-            "spec": {"taints": [{"key": _LABEL, "effect": "NoSchedule"}]},
+            "metadata": {"name": f"{name}-{index}", "labels": {LABEL: name}},
+            "spec": {"taints": [{"key": LABEL, "effect": "NoSchedule"}]},
             "status": {"allocatable": _CAPACITY, "capacity": _CAPACITY},
         }
         for index in range(count)
@@ -125,7 +125,7 @@ def _nodes(name: str, count: int) -> list[dict[str, Any]]:
 
 
 def _ready(layout: Layout, name: str) -> int:
-    items = json.loads(access.get(layout, f"/api/v1/nodes?labelSelector={_LABEL}%3D{name}"))["items"]
+    items = json.loads(access.get(layout, f"/api/v1/nodes?labelSelector={LABEL}%3D{name}"))["items"]
     conditions = [condition for item in items for condition in item["status"].get("conditions", [])]
     return sum(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
 
