@@ -29,16 +29,17 @@ def transformed(checkpoint: disk.Checkpoint, target: Path, verification: Verific
 
 def damaging(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     """Change the last byte of the finished file of a rank."""
-    finish = LocalWriter.finish
+    flush = LocalWriter.flush
 
-    def finish_and_damage(writer: LocalWriter) -> None:
-        finish(writer)
-        path = Path(writer._path)  # noqa: SLF001 - the file that was just completed
+    def flush_and_damage(writer: LocalWriter) -> str:
+        found = flush(writer)
+        path, file = Path(writer._path), Path(writer._temporary)  # noqa: SLF001 - the file that was just completed
         if path.suffix == ".safetensors" and path.parent.name == f"rank_{rank}":
-            content = path.read_bytes()
-            path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+            content = file.read_bytes()
+            file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        return found
 
-    monkeypatch.setattr(LocalWriter, "finish", finish_and_damage)
+    monkeypatch.setattr(LocalWriter, "flush", flush_and_damage)
 
 
 def test_full_verification_reads_the_source_once_for_equal_files(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ source, before, after, target, cases = sys.argv[1:]
 target = Path(target)
 calls, limit = count(), [1 << 60]
 for owner, name in (
-    (LocalWriter, "write"), (LocalWriter, "finish"), (LocalWriter, "_rename"), (LocalStore, "write"), (LocalStore, "open"),
+    (LocalWriter, "write"), (LocalWriter, "flush"), (LocalWriter, "_rename"), (LocalStore, "write"), (LocalStore, "open"),
     (Fetched, "__init__"), (Fetched, "close"),
 ):
     def counted(*arguments, usual=getattr(owner, name), **named):

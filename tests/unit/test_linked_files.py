@@ -16,7 +16,8 @@ from reshard.checkpoint.manifest import LinkRecord
 from reshard.errors import BugError
 from reshard.spec.request import LinkReplicas, Options, Overwrite, Request, Verification
 from reshard.storage import open_store
-from reshard.storage.local import LocalStore, links
+from reshard.storage.local import links
+from reshard.storage.local.writer import LocalNewFile
 from reshard.target.folder import TargetFolder
 from reshard.transform.run import transform_checkpoint
 from reshard.transform.verify import verify_checkpoint
@@ -154,14 +155,14 @@ def test_a_killed_run_is_resumed(checkpoint: disk.Checkpoint, tmp_path: Path, mo
     class Killed(BaseException):
         """The process is killed."""
 
-    link = LocalStore.link
+    finish = LocalNewFile.finish
 
-    def killed(store: LocalStore, path: str, to: str, *arguments: Any, **named: Any) -> None:
-        link(store, path, to, *arguments, **named)
-        if "rank_4/" in to:
+    def killed(file: LocalNewFile) -> None:
+        finish(file)
+        if "rank_4/" in file._path:  # noqa: SLF001 - the file that was just completed
             raise Killed
 
-    monkeypatch.setattr(LocalStore, "link", killed)
+    monkeypatch.setattr(LocalNewFile, "finish", killed)
     with pytest.raises(Killed):
         run(checkpoint, tmp_path / "out", "HardLink")
     assert (tmp_path / "out" / "rank_4").exists()

@@ -27,20 +27,21 @@ def checkpoint(tmp_path: Path) -> disk.Checkpoint:
 @pytest.fixture
 def damaged(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Damage each checkpoint file of a target as it is completed; return a function that stops this."""
-    finish = LocalWriter.finish
+    flush = LocalWriter.flush
 
-    def finish_badly(writer: LocalWriter) -> None:
-        finish(writer)
-        path = writer._path  # noqa: SLF001 - the file that was just completed
+    def flush_badly(writer: LocalWriter) -> str:
+        found = flush(writer)
+        path, file_path = writer._path, writer._temporary  # noqa: SLF001 - the file that was just completed
         if path.endswith(".ckpt"):
-            with open(path, "r+b") as file:  # noqa: PTH123 - as the writer does
+            with open(file_path, "r+b") as file:  # noqa: PTH123 - as the writer does
                 file.seek(-1, os.SEEK_END)
                 last = file.read(1)
                 file.seek(-1, os.SEEK_END)
                 file.write(bytes([last[0] ^ 1]))
+        return found
 
-    monkeypatch.setattr(LocalWriter, "finish", finish_badly)
-    return lambda: monkeypatch.setattr(LocalWriter, "finish", finish)
+    monkeypatch.setattr(LocalWriter, "flush", flush_badly)
+    return lambda: monkeypatch.setattr(LocalWriter, "flush", flush)
 
 
 @pytest.mark.parametrize("staged", ["", "staged"])
@@ -71,15 +72,16 @@ def test_a_file_that_differs_is_kept_until_the_checkpoint_is_complete(
 def test_a_file_that_cannot_be_read_again_is_kept_too(
     checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish = LocalWriter.finish
+    flush = LocalWriter.flush
 
-    def finish_short(writer: LocalWriter) -> None:
-        finish(writer)
-        path = writer._path  # noqa: SLF001 - the file that was just completed
+    def flush_short(writer: LocalWriter) -> str:
+        found = flush(writer)
+        path, file_path = writer._path, writer._temporary  # noqa: SLF001 - the file that was just completed
         if path.endswith(".ckpt"):
-            os.truncate(path, 10)
+            os.truncate(file_path, 10)
+        return found
 
-    monkeypatch.setattr(LocalWriter, "finish", finish_short)
+    monkeypatch.setattr(LocalWriter, "flush", flush_short)
     refused(70, "VerificationFailed", *checkpoint.arguments(tmp_path / "out"))
     assert list(tmp_path.glob("out/.reshard/*/rejected/rank_*/*.ckpt"))
     assert not list(tmp_path.glob("out/rank_*/*"))

@@ -25,6 +25,7 @@ from reshard.mindspore import transform_checkpoint_by_rank
 from reshard.progress import Cancellation, Silent
 from reshard.spec.request import Options, Request
 from reshard.storage.local import LocalStore
+from reshard.storage.local.writer import LocalNewFile
 from reshard.target.folder import LOCK, TargetFolder, TaskState
 from reshard.target.lock import locked
 from reshard.transform.commit import finish_interrupted
@@ -435,10 +436,28 @@ def test_a_process_that_resumes_after_another_finished_publishes_nothing(
     assert right(other, target)
 
 
+def test_a_process_that_resumes_after_the_check_of_its_lock_publishes_nothing(
+    made: disk.Checkpoint, other: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other run has deleted the temporary file."""
+    usual, woken = LocalNewFile._rename, []  # noqa: SLF001 - the moment after the check
+
+    def rename(self: LocalNewFile) -> None:
+        if not woken and "rank_0" in self._path:
+            woken.append(True)
+            shutil.rmtree(target)
+            assert run(other, target) == 0
+        usual(self)
+
+    monkeypatch.setattr(LocalNewFile, "_rename", rename)
+    assert run(made, target, "--only-ranks", "0", "--no-commit") == LockedError.exit_code
+    assert right(other, target)
+
+
 def test_a_process_that_resumes_while_it_verifies_leaves_the_files_of_others(
     made: disk.Checkpoint, other: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that slept after its file appeared compares the file of another run with its own source."""
+    """A process that slept finds that its file has a difference, or was deleted, and does not touch the file of another run."""
     usual, woken = rankfile.check_file, []
 
     def check_file(*arguments: Any, **options: Any) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import uuid
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING
 
 from reshard.checkpoint.manifest import FileRecord, LinkRecord
 from reshard.checkpoint.output import Span
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from reshard.plan import RankPlan
     from reshard.progress import Progress
     from reshard.spec.storage_options import Link
-    from reshard.storage.protocol import Reader, Store, Writer
+    from reshard.storage.protocol import NewFile, Reader, Store, Writer
     from reshard.target.folder import TaskState
     from reshard.telemetry import Phase
 
@@ -91,12 +92,6 @@ class Run:
         return Conditions(progress=self.progress, cancellation=self.cancellation, budget=budget)
 
 
-class _Remove(Protocol):
-    """Deletes a file that cannot be verified. It may keep the file for inspection, and then returns its URL."""
-
-    def __call__(self, *, keep: bool) -> str: ...
-
-
 class RankFile:
     """The file of one target rank, from its creation to its record.
 
@@ -134,7 +129,7 @@ class RankFile:
 
         Raises:
             BugError: the file differs from the source. It is kept for inspection.
-            ReshardError: the file cannot be written or compared. It was deleted.
+            ReshardError: the file cannot be written or compared.
         """
         run, rank = self._run, self._plan.rank
         with phase("write_rank", rank=rank) as measured:
@@ -145,10 +140,8 @@ class RankFile:
             )
             try:
                 yield writer
-                run.check_lock()
-                writer.finish()
-                complete()
-                self._finish(size, measured)
+                with self._explained():
+                    self._finish(writer, size, measured, complete)
             finally:
                 writer.abort()
 
@@ -162,22 +155,56 @@ class RankFile:
         run, rank = self._run, self._plan.rank
         with phase("write_rank", rank=rank) as measured:
             run.cancellation.check()
-            run.check_lock()
-            run.state.link(original._path, self._path, how, rank=rank, staged=run.staged, writer=run.writer)
             size = run.task.file_size(rank)
-            run.progress.advance(size)
-            self._finish(size, measured, LinkRecord(how, original._plan.rank))
+            file = run.state.link(original._path, self._path, how, rank=rank, staged=run.staged, writer=run.writer)
+            try:
+                run.progress.advance(size)
+                with self._explained():
+                    self._finish(file, size, measured, link=LinkRecord(how, original._plan.rank))
+            finally:
+                file.abort()
 
-    def _finish(self, size: int, measured: Phase, link: LinkRecord | None = None) -> None:
-        """Verify the complete file, and record it. Hard links are the file that was verified."""
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Report a failure of the body as a lost lock if another run has taken over the target, and deleted temporary files."""
+        try:
+            yield
+        except ReshardError:
+            self._run.check_lock()
+            raise
+
+    def _finish(
+        self,
+        file: NewFile,
+        size: int,
+        measured: Phase,
+        complete: Callable[[], None] = lambda: None,
+        link: LinkRecord | None = None,
+    ) -> None:
+        """Verify, publish and record the complete file. Hard links are the file that was verified.
+
+        The file is verified under its temporary name. Another run that takes the target over deletes that name, so that this
+        process cannot publish the file, even if it pauses after the check of the lock. An object has no temporary name. It is
+        verified after it is published, and left there if it differs: by then, it may be the object of another run.
+        """
         run, path = self._run, self._path
         task, store, where = run.task, run.state.target.store, run.state.where(path, staged=run.staged)
-        digest = self.digest or _recorded_digest(task, store, where, run.cancellation)
+        temporary = file.flush()
+        if temporary is None:
+            run.check_lock()
+            file.finish()
+        complete()
+        readable_at = temporary or where
+        digest = self.digest or _recorded_digest(task, store, readable_at, run.cancellation)
         if link is None or link.kind != "HardLink":
             known = self.digest if self.compared else ""
-            _verify(task, self._plan, store, where, self._remove, run.cancellation, known)
-        with closing(store.open(where)) as written:
+            keep = partial(run.state.reject, path, temporary) if temporary is not None else lambda: f"{store.url}/{where}"
+            _verify(task, self._plan, store, readable_at, keep, run.cancellation, known)
+        with closing(store.open(readable_at)) as written:  # by its final name, it may be the file of another run
             sample, version = sample_of(written, remote=store.remote), written.version
+        if temporary is not None:
+            run.check_lock()
+            file.finish()
         fetched, lost = self._fetched(), self._losses.total
         self._record = FileRecord(
             rank=self._plan.rank,
@@ -200,19 +227,6 @@ class RankFile:
         measured.measure(bytes_fetched=fetched.nbytes, requests=fetched.requests, bytes_written=nbytes)
         run.state.record(self._record, self._losses.by_name)
 
-    def _remove(self, *, keep: bool) -> str:
-        """Delete the file, or keep it for inspection and return its URL.
-
-        Raises:
-            LockedError: the file may be that of another process by now. It was left there.
-        """
-        self._run.check_lock()
-        state, staged = self._run.state, self._run.staged
-        if keep:
-            return state.reject(self._path, staged=staged)
-        state.target.store.delete(state.where(self._path, staged=staged))
-        return ""
-
 
 def write_rank(run: Run, rank: int, budget: Budget, slots: threading.Semaphore) -> Written:
     """Write, verify and record the file of one target rank.
@@ -225,7 +239,7 @@ def write_rank(run: Run, rank: int, budget: Budget, slots: threading.Semaphore) 
 
     Raises:
         BugError: the file differs from the source. It is kept for inspection.
-        ReshardError: the file cannot be written or compared. It was deleted.
+        ReshardError: the file cannot be written or compared.
     """
     with ExitStack() as slot:
         slot.enter_context(slots)
@@ -242,32 +256,35 @@ def write_alone(task: Task, rank: int, url: str, *, share: Budget) -> None:
     """Write and verify the file of one target rank at any location, without other files next to it.
 
     Raises:
-        BugError: the file differs from the source. It is kept as FILE.rejected.
-        ReshardError: the file cannot be written or compared. It was deleted.
+        BugError: the file differs from the source. It is kept as FILE.rejected, an object as FILE.
+        ReshardError: the file cannot be written or compared.
     """
     with phase("write_rank", rank=rank) as measured:
         folder, path = parent_and_name(url)
         store = open_store(folder, StorageOptions(io=task.request.storage_options.target.io))
         plan, size = task.planner.plan(rank), task.file_size(rank)
         conditions = Conditions(budget=share)
-        temporary, mode = f"{path}.{uuid.uuid4().hex}.tmp", task.request.options.file_mode
-        writer = store.create(path, temporary=temporary, mode=mode, size=size, memory=share.upload)
+        named, mode = f"{path}.{uuid.uuid4().hex}.tmp", task.request.options.file_mode
+        writer = store.create(path, temporary=named, mode=mode, size=size, memory=share.upload)
         try:
             produce(task, plan, writer, conditions)
-            writer.finish()
+            if (temporary := writer.flush()) is None:
+                writer.finish()
+            _verify(task, plan, store, temporary or path, lambda: _keep_aside(store, temporary, url), Cancellation())
+            if temporary is not None:
+                writer.finish()
         finally:
             writer.abort()
-
-        def remove(*, keep: bool) -> str:
-            if keep:
-                store.move(path, f"{path}.rejected")
-                return f"{url}.rejected"
-            store.delete(path)
-            return ""
-
-        _verify(task, plan, store, path, remove, Cancellation())
         fetched = conditions.content.traffic
         measured.measure(bytes_fetched=fetched.nbytes, requests=fetched.requests, bytes_written=size)
+
+
+def _keep_aside(store: Store, temporary: str | None, url: str) -> str:
+    """Keep a file that differs from the source next to its place, and return its URL. An object remains at its place."""
+    if temporary is None:
+        return url
+    store.move(temporary, f"{parent_and_name(url)[1]}.rejected")
+    return f"{url}.rejected"
 
 
 def _recorded_digest(task: Task, store: Store, path: str, cancellation: Cancellation) -> str:
@@ -283,15 +300,24 @@ def _verify(
     plan: RankPlan,
     store: Store,
     path: str,
-    remove: _Remove,
+    keep: Callable[[], str],
     cancellation: Cancellation,
     digest: str = "",
 ) -> None:
-    """Compare the finished file with the source. If every byte is to be compared, and a digest is given, compare that.
+    """Compare the flushed file with the source.
+
+    Args:
+        task: task of the file.
+        plan: plan of the file.
+        store: store of the file.
+        path: path at which it can be read.
+        keep: function that keeps a file that differs for inspection, and returns its URL.
+        cancellation: object that cancels the comparison from another thread.
+        digest: digest of an equal file. If every byte is to be compared, only the digest is compared.
 
     Raises:
         BugError: they differ. The file was kept for inspection.
-        ReshardError: they cannot be compared, or the source has changed. The file was deleted.
+        ReshardError: they cannot be compared, or the source has changed.
     """
     level = task.request.options.verification
     if level == "None":
@@ -304,10 +330,11 @@ def _verify(
                 compare(task, plan, store, path, level, cancellation)
     except ReshardError as error:
         if error.reason != "VerificationFailed":
-            remove(keep=False)
             raise
-        fix = f"inspect the file, which is kept as {remove(keep=True)}; {error.fix}"
-        raise BugError(error.reason, error.what, where=error.where, fix=fix) from error
+        kept = keep()
+        raise BugError(
+            error.reason, error.what, where=kept, fix=f"inspect the file, which is kept as {kept}; {error.fix}"
+        ) from error
 
 
 def _compare_digest(store: Store, path: str, digest: str, cancellation: Cancellation) -> None:

@@ -40,7 +40,7 @@ def write_together(run: Run, contents: Sequence[tuple[int, ...]], budget: PassBu
 
     Raises:
         BugError: a file differs from the source. It is kept for inspection.
-        ReshardError: a file cannot be written or compared. It was deleted. Ranks that were recorded before remain.
+        ReshardError: a file cannot be written or compared. Ranks that were recorded before remain.
     """
     task, made, shared = run.task, list[RankFile](), list[Shared]()
     ranks = sorted(chain.from_iterable(contents))

@@ -130,8 +130,29 @@ class Reader(Protocol):
         """Release the file."""
 
 
-class Writer(Protocol):
-    """A new file that is written sequentially. It appears as a whole or not at all."""
+class NewFile(Protocol):
+    """A new file that is not visible at its path yet. It appears as a whole or not at all."""
+
+    def flush(self) -> str | None:
+        """Make all bytes durable before the file is visible at its path.
+
+        Returns:
+            Temporary path in the store at which the file can be read, or None if the file cannot be read before `finish`.
+        """
+
+    def finish(self) -> None:
+        """Flush the file unless it is flushed, and make it visible at its path.
+
+        Raises:
+            OutputError, StorageError: the file cannot be completed, or another process has deleted the temporary file.
+        """
+
+    def abort(self) -> None:
+        """Remove everything that was written. Safe to call at any time, even after `finish`."""
+
+
+class Writer(NewFile, Protocol):
+    """A new file that is written sequentially."""
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append `data`. The caller may modify the buffer after this returns.
@@ -166,12 +187,6 @@ class Writer(Protocol):
 
     def cut(self) -> None:
         """End the current part."""
-
-    def finish(self) -> None:
-        """Make all bytes durable, and make the file visible at its path."""
-
-    def abort(self) -> None:
-        """Remove everything that was written. Safe to call at any time, even after `finish`."""
 
 
 class ReadStore(Protocol):
@@ -276,8 +291,8 @@ class Store(ReadStore, Protocol):
     def can_link(self, folder: str, how: Link) -> bool:
         """Return whether files in a folder can be created with `link`. A note is recorded if they cannot."""
 
-    def link(self, path: str, to: str, how: Link, *, temporary: str, mode: int | None) -> None:
-        """Create a file that shares the content of a finished file, and replace an existing one. See `create` for arguments.
+    def link(self, path: str, to: str, how: Link, *, temporary: str, mode: int | None) -> NewFile:
+        """Create a file that shares the content of a finished file. It replaces `to` when it is finished. See `create`.
 
         Raises:
             OutputError, StorageError: the file cannot be created.

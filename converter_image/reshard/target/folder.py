@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from reshard.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, STATE, FileRecord, Loss, Manifest, decode, encode
-from reshard.errors import MissingInputError, ReshardError
+from reshard.errors import MissingInputError
 from reshard.formats.registry import document_names
 from reshard.parallel import parallel
 from reshard.storage.cancellable import CancellableReader
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.inventory import CarriedFile
     from reshard.spec.storage_options import Link
-    from reshard.storage.protocol import Stat, Store, Writer
+    from reshard.storage.protocol import NewFile, Stat, Store, Writer
 
 LOCK = f"{STATE}/lock"
 _LARGEST_DOCUMENT = 4 << 30
@@ -306,9 +306,9 @@ class TaskState:
             where, temporary=temporary, mode=self.target.mode, size=size, memory=memory, copies=copies
         )
 
-    def link(self, original: str, path: str, how: Link, *, rank: int, staged: bool, writer: str) -> None:
+    def link(self, original: str, path: str, how: Link, *, rank: int, staged: bool, writer: str) -> NewFile:
         """Create a file of the checkpoint from a finished one. See `create`."""
-        self.target.store.link(
+        return self.target.store.link(
             self.where(original, staged=staged),
             self.where(path, staged=staged),
             how,
@@ -320,17 +320,11 @@ class TaskState:
         """Return the path of a finished file: its final path, or its path in the staging folder."""
         return f"{self.folder}/staging/{path}" if staged else path
 
-    def reject(self, path: str, *, staged: bool) -> str:
-        """Keep a finished file that differs from the source for inspection, and replace an earlier one of its rank.
-
-        Returns:
-            URL of the file. It is unchanged if the store cannot move the file. In either case, the file has no record.
-        """
-        store, where, aside = self.target.store, self.where(path, staged=staged), f"{self.folder}/rejected/{path}"
-        with contextlib.suppress(ReshardError):
-            store.move(where, aside)
-            where = aside
-        return f"{store.url}/{where}"
+    def reject(self, path: str, temporary: str) -> str:
+        """Keep a file that differs from the source for inspection, and replace an earlier one of its rank. Return its URL."""
+        aside = f"{self.folder}/rejected/{path}"
+        self.target.store.move(temporary, aside)
+        return f"{self.target.store.url}/{aside}"
 
     def sweep(self, ranks: set[int], writing: Collection[str]) -> None:
         """Remove the temporary files of these ranks, except those of running writers."""

@@ -16,7 +16,7 @@ from reshard.storage.local import exclusive, links
 from reshard.storage.local.failures import denied, failures
 from reshard.storage.local.filesystem import FileSystem
 from reshard.storage.local.reader import LocalReader, changed_of, version_of
-from reshard.storage.local.writer import LocalWriter
+from reshard.storage.local.writer import LocalNewFile, LocalWriter
 from reshard.storage.protocol import Stat, WriteCost
 from reshard.storage.traffic import current_meter
 
@@ -130,7 +130,7 @@ class LocalStore:
     ) -> LocalWriter:
         """See `Store.create`."""
         del memory, copies
-        return LocalWriter(self._at(path), self._at(temporary), mode, self._system, size)
+        return LocalWriter(self._at(path), self._at(temporary), temporary, mode, self._system, size)
 
     def write_cost(self, size: int, memory: int) -> WriteCost:
         """See `Store.write_cost`. The page cache of the system buffers writes."""
@@ -174,20 +174,15 @@ class LocalStore:
         with failures(full, writing=True):
             return links.can_link(full, how, self._system)
 
-    def link(self, path: str, to: str, how: Link, *, temporary: str, mode: int | None) -> None:
+    def link(self, path: str, to: str, how: Link, *, temporary: str, mode: int | None) -> LocalNewFile:
         """See `Store.link`."""
         target, new = self._at(to), self._at(temporary)
         with failures(target, writing=True):
             for folder in (os.path.dirname(target), os.path.dirname(new)):
                 self._system.make_folder(folder, mode)
-            try:
-                links.create_link(self._at(path), new, how, mode, self._system)
-                os.rename(new, target)
-            finally:
-                with contextlib.suppress(FileNotFoundError):  # rename(2) keeps the name if both are links to one file
-                    os.unlink(new)
-            self._system.sync_folder(os.path.dirname(target))
+            links.create_link(self._at(path), new, how, mode, self._system)
         self._system.note(links.NOTES[how])
+        return LocalNewFile(target, new, temporary, self._system)
 
     def delete(self, path: str) -> None:
         """See `Store.delete`."""

@@ -1,4 +1,4 @@
-"""Write a local file under a temporary name."""
+"""Create a local file under a temporary name."""
 
 from __future__ import annotations
 
@@ -29,13 +29,61 @@ _CACHED_BYTES = 32 << 20
 _SMALLEST_DIRECT = 8 << 20
 
 
-class LocalWriter:
-    """A file with a temporary name. It is renamed when it is complete."""
+class LocalNewFile:
+    """A complete file with a temporary name.
 
-    def __init__(self, path: str, temporary: str, mode: int | None, system: FileSystem, size: int | None = None) -> None:
-        self._path = path
-        self._temporary = temporary
-        self._system = system
+    Args:
+        path: path of the finished file.
+        temporary: path until then.
+        name: temporary path in the store.
+        system: file system of the files.
+    """
+
+    def __init__(self, path: str, temporary: str, name: str, system: FileSystem) -> None:
+        self._path, self._temporary, self._name, self._system = path, temporary, name, system
+
+    def flush(self) -> str:
+        """See `NewFile.flush`."""
+        return self._name
+
+    def finish(self) -> None:
+        """See `NewFile.finish`."""
+        self.flush()
+        with failures(self._path, writing=True):
+            self._rename()
+            self._system.sync_folder(os.path.dirname(self._path))
+
+    def _rename(self) -> None:
+        """Make the file visible at its path.
+
+        Raises:
+            OutputError: the file system cannot rename files.
+        """
+        try:
+            os.rename(self._temporary, self._path)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV):
+                raise
+            raise OutputError(
+                "CannotRename",
+                f"the file system does not support renaming files: {error.strerror}",
+                where=self._path,
+                fix="choose a target on another file system; for a mounted bucket, use s3://bucket/prefix instead of the mount",
+            ) from error
+
+    def abort(self) -> None:
+        """See `NewFile.abort`. rename(2) keeps the temporary name of a hard link to the file that it would replace."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._temporary)
+
+
+class LocalWriter(LocalNewFile):
+    """A file that is written under a temporary name."""
+
+    def __init__(
+        self, path: str, temporary: str, name: str, mode: int | None, system: FileSystem, size: int | None = None
+    ) -> None:
+        super().__init__(path, temporary, name, system)
         self._offset = 0
         self._handed_over = 0
         self._open = False
@@ -122,40 +170,21 @@ class LocalWriter:
     def cut(self) -> None:
         """See `Writer.cut`. Does nothing, because a local file has no parts."""
 
-    def finish(self) -> None:
-        """See `Writer.finish`."""
-        with failures(self._path, writing=True):
-            if self._direct is not None:
-                self._direct.finish()
-            self._system.sync_file(self._file)
-            self._close()  # network file systems report here that the space or a quota is used up
-            self._rename()
-            self._system.sync_folder(os.path.dirname(self._path))
-
-    def _rename(self) -> None:
-        """Make the file visible at its path.
-
-        Raises:
-            OutputError: the file system cannot rename files.
-        """
-        try:
-            os.rename(self._temporary, self._path)
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV):
-                raise
-            raise OutputError(
-                "CannotRename",
-                f"the file system does not support renaming files: {error.strerror}",
-                where=self._path,
-                fix="choose a target on another file system; for a mounted bucket, use s3://bucket/prefix instead of the mount",
-            ) from error
+    def flush(self) -> str:
+        """See `NewFile.flush`."""
+        if self._open:
+            with failures(self._path, writing=True):
+                if self._direct is not None:
+                    self._direct.finish()
+                self._system.sync_file(self._file)
+                self._close()  # network file systems report here that the space or a quota is used up
+        return self._name
 
     def abort(self) -> None:
-        """See `Writer.abort`."""
+        """See `NewFile.abort`."""
         with contextlib.suppress(OSError):
             self._close()
-        with contextlib.suppress(OSError):
-            os.unlink(self._temporary)
+        super().abort()
 
     def _close(self) -> None:
         if self._open:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from reshard.spec.storage_options import Link, StorageOptions
-    from reshard.storage.protocol import Store
+    from reshard.storage.protocol import NewFile, Store
 
 SCHEME = "s3://"
 # Fewer files are requested one by one, concurrently: a listing also returns the keys between them.
@@ -96,7 +96,7 @@ class S3Store:
         self.notes = ("objects of an object store cannot be links; equal files are written in full",)
         return False
 
-    def link(self, path: str, to: str, how: Link, *, temporary: str, mode: int | None) -> None:
+    def link(self, path: str, to: str, how: Link, *, temporary: str, mode: int | None) -> NewFile:
         """See `Store.link`. Always raises an error."""
         del to, how, temporary, mode
         raise BugError("Internal", "an object cannot be a link", where=path, fix="this is a bug in reshard: please report it")

@@ -186,6 +186,9 @@ class S3Writer:
         """See `Writer.cut`."""
         self._send()
 
+    def flush(self) -> None:
+        """See `Writer.flush`. Does nothing, because an object cannot be read before its upload is complete."""
+
     def finish(self) -> None:
         """See `Writer.finish`."""
         with failures(self._name):
