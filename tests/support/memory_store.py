@@ -22,6 +22,7 @@ class MemoryReader:
     version: str = "1"
     changed: int = 0
     reads: list[tuple[int, int]] = field(default_factory=list)
+    announced: list[tuple[int, int]] = field(default_factory=list)
     meters: list[Meter] = field(default_factory=list)
 
     @property
@@ -46,6 +47,9 @@ class MemoryReader:
     def read_runs(self, view: memoryview, length: int, offsets: Sequence[int]) -> None:
         for i, offset in enumerate(offsets):
             view[i * length : (i + 1) * length] = self.read(offset, length)
+
+    def will_read(self, offset: int, length: int) -> None:
+        self.announced.append((offset, length))
 
     def count_in(self, meter: Meter) -> None:
         self.meters.append(meter)

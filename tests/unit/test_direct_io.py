@@ -389,6 +389,25 @@ def test_the_page_cache_keeps_nothing_of_a_file_that_was_not_in_it(drive: Path) 
     assert cached(drive / "file", range(0, len(content), 16 * ALIGNMENT)) == []
 
 
+@pytest.mark.parametrize("error", [None, OSError(errno.EINVAL, "no")])
+def test_a_disk_is_asked_to_read_what_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError | None
+) -> None:
+    advice: list[tuple[int, int, int]] = []
+
+    def advise(_: int, *given: int) -> None:
+        advice.append((given[0], given[1], given[2]))
+        if error is not None:
+            raise error
+
+    (tmp_path / "file").write_bytes(b"content")
+    with closing(LocalStore(tmp_path).open("file")) as reader:
+        monkeypatch.setattr(os, "posix_fadvise", advise)
+        reader.will_read(2, 3)
+        assert reader.read(2, 3) == b"nte"
+    assert advice == [(2, 3, os.POSIX_FADV_WILLNEED)]
+
+
 def test_what_is_in_the_page_cache_is_read_from_it_and_stays(drive: Path) -> None:
     half, content = direct_reads._SEGMENT_BYTES, random.Random(9).randbytes(2 * direct_reads._SEGMENT_BYTES)  # noqa: SLF001 - the limits and states of the module
     uncached(drive / "file", content)

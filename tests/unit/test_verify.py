@@ -361,3 +361,30 @@ def shorter(group: TensorGroup) -> tuple[Overlap, ...]:
     return tuple(
         replace(each, source_shape=(each.source_shape[0] - 1, *each.source_shape[1:])) for each in group.geometry.overlaps
     )
+
+
+def test_a_disk_learns_early_which_bytes_a_sample_compares() -> None:
+    rows, columns = models.Cut((2,), ((0,), ())), models.Cut((2,), ((), (0,)))
+    tensors = tuple(models.Tensor(f"w{i:02}", "Float32", (128, 256), rows, 0, columns, 0) for i in range(12))
+    made, _ = task(models.Model(2, 1, 2, 1, tensors, 1, remove_redundancy=False), "ckpt", "ckpt")
+    files, plan = made.source_files(), made.planner.plan(0)
+    content, announced_at_first = written(made, 0), list[int]()
+
+    class Watched(MemoryReader):
+        def read(self, offset: int, length: int) -> bytes:
+            announced_at_first.append(len(self.announced))
+            return super().read(offset, length)
+
+    found = Watched("y.ckpt", content)
+    described = made.output.entries(MemoryReader("y.ckpt", content), made.tensors(0))
+    readers = [found, *map(files.opened, range(2))]
+    for reader in readers:
+        assert isinstance(reader, MemoryReader)
+        reader.reads.clear()  # the sample that identifies a file
+    check_file(found, plan, made.model, files, "Sample", described)
+    for reader in readers:
+        assert isinstance(reader, MemoryReader)
+        assert reader.reads
+        assert set(reader.reads) == set(reader.announced)
+    of_one = len(found.announced) // len(tensors)
+    assert of_one < announced_at_first[0] < len(found.announced)

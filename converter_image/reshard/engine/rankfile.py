@@ -42,9 +42,8 @@ if TYPE_CHECKING:
     from reshard.telemetry import Phase
 
 
-# Number of parameters compared at a time, because each read waits: over a network, and in samples on a disk.
+# Number of parameters compared at a time over a network, because each read waits.
 _REMOTE_COMPARISONS = 8
-_DISK_COMPARISONS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,9 +355,7 @@ def compare(task: Task, plan: RankPlan, store: Store, path: str, level: Verified
         BugError: the file differs from the source.
         ReshardError: the file and the source cannot be compared, or the source has changed.
     """
-    at_once = _DISK_COMPARISONS if level == "Sample" else 1
-    if store.remote or task.source.remote:
-        at_once = _REMOTE_COMPARISONS
+    at_once = _REMOTE_COMPARISONS if store.remote or task.source.remote else 1
     with closing(task.source_files()) as files, closing(store.open(path)) as opened:
         written: Reader = CancellableReader(opened, cancellation.check)
         if task.cipher is not None:

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from math import prod
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
-import xxhash
 
-from reshard.checkpoint.dtypes import DTYPES
-from reshard.engine.cast import cast
 from reshard.engine.verify_entries import NONE, Known
+from reshard.engine.verify_rows import FIX, TensorComparison, announced, differs
 from reshard.engine.verify_small import Alike, Region, SmallComparison
 from reshard.errors import BugError, DataError
 from reshard.plan.columns import SCATTERED
@@ -38,15 +35,7 @@ if TYPE_CHECKING:
     from reshard.plan.runs import Flags
     from reshard.storage.protocol import Reader
 
-_BLOCK_BYTES = 1 << 20
-_SAMPLES = 4  # rows of each parameter in a sample
-_SAMPLED_SEGMENTS = 8  # segments of each such row, from its first to its last
-_SAMPLE_BYTES = 16 << 10  # bytes of each such segment
 _MANY = 8  # the small tensors of a group are compared together if there are at least this many
-
-_FIX = "check the storage for errors and retry; if the error persists, please report it with both strategy files"
-
-_Indexes = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 def check_file(  # noqa: PLR0913 - the file, the source, and how to compare them
@@ -83,9 +72,9 @@ def check_file(  # noqa: PLR0913 - the file, the source, and how to compare them
     def held(rank: int) -> Entries:
         return found.of_rank(model.inventory, rank)
 
-    def compared(number: int) -> _Comparison:
+    def compared(number: int) -> TensorComparison:
         entry, regions = entries.tensors[positions[number]], _regions(written, plan.tensors[number], local, model, held)
-        return _Comparison(written, entry, plan.parameters[number], files, regions)
+        return TensorComparison(written, entry, plan.parameters[number], files, regions)
 
     positions = _positions(written, plan, entries)
     is_small = _together(plan) & (entries.offsets[positions] != NONE)
@@ -95,9 +84,9 @@ def check_file(  # noqa: PLR0913 - the file, the source, and how to compare them
         alike[position] = Alike.of(plan.groups[position], _regions(written, plan.tensors[int(small[first])], local, model, held))
     for number in SmallComparison(written, plan, files, held, alike).differing(small, entries.offsets[positions[small]]):
         compared(number).run("Full")  # names the source file
-        raise _differs(written, plan.parameters[number], "differs from the source")
+        raise differs(written, plan.parameters[number], "differs from the source")
     if at_once == 1:
-        for comparison in comparisons:
+        for comparison in announced(comparisons, level):
             comparison.run(level)
         return
     with ThreadPoolExecutor(at_once, thread_name_prefix="reshard-verify") as pool:
@@ -118,14 +107,14 @@ def _positions(written: Reader, plan: RankPlan, entries: Entries) -> Numbers:
     as_expected = entries.have_types(positions, expected, plan.group_of) & (counts[positions] == 1)
     if (wrong := np.flatnonzero(has_elements & ~as_expected)).size:
         parameter = plan.parameters[wrong[0]]
-        raise _differs(written, parameter, "is missing, or its type or shape differs from the source")
+        raise differs(written, parameter, "is missing, or its type or shape differs from the source")
     for position in np.flatnonzero(counts[:-1] == 0).tolist():
         if entries.tensors[position].nbytes:
             raise BugError(
                 "VerificationFailed",
                 f"the file contains a parameter that was not planned: {entries.tensors[position].name}",
                 where=written.name,
-                fix=_FIX,
+                fix=FIX,
             )
     return positions
 
@@ -164,7 +153,7 @@ def _regions(
         position = tuple(a + i for a, i in zip(low, overlap.target.start, strict=True))
         held = _slice_at(parameter, position, cell)
         if held is None or entry is None or not _holds(parameter, held, rank, entry, model):
-            raise _differs(written, parameter, f"was planned to be read from rank {rank}, which holds another slice")
+            raise differs(written, parameter, f"was planned to be read from rank {rank}, which holds another slice")
         first = tuple(map(max, low, held.start))
         end = map(min, high, (a + n for a, n in zip(held.start, held.shape, strict=True)))
         found[held.number] = Region(
@@ -176,7 +165,7 @@ def _regions(
         )
     regions = (*found.values(), *_padding(low, high, parameter.shape))
     if sum(prod(region.shape) for region in regions) != prod(b - a for a, b in zip(low, high, strict=True)):
-        raise _differs(written, parameter, "has elements that the plan does not read")
+        raise differs(written, parameter, "has elements that the plan does not read")
     return regions
 
 
@@ -243,126 +232,9 @@ def _holds(parameter: Parameter, held: _Slice, rank: int, entry: TensorEntry, mo
 
 def unreadable(written: Reader, error: DataError) -> BugError:
     """Return the error for a written file that cannot be read back."""
-    return BugError("VerificationFailed", f"the written file cannot be read: {error.what}", where=written.name, fix=_FIX)
+    return BugError("VerificationFailed", f"the written file cannot be read: {error.what}", where=written.name, fix=FIX)
 
 
 def differing_copy(written: Reader) -> BugError:
     """Return the error for a written file that differs from an equal file."""
-    return BugError("VerificationFailed", "the file differs from the equal file of another rank", where=written.name, fix=_FIX)
-
-
-def _differs(written: Reader, parameter: Parameter, how: str) -> BugError:
-    return BugError(
-        "VerificationFailed",
-        f"parameter {parameter.name} {how}",
-        where=written.name,
-        fix=_FIX,
-    )
-
-
-@dataclass(frozen=True)
-class _Comparison:
-    """Comparison of one tensor of the written file with the source's files, row by row along the last dimension."""
-
-    written: Reader
-    entry: TensorEntry
-    parameter: Parameter
-    files: SourceFiles
-    regions: tuple[Region, ...]
-
-    def run(self, level: Verified) -> None:
-        if level == "Full" or self.entry.nbytes <= SMALL_BYTES:
-            for region in self.regions:
-                self._compare_region(region)
-        else:
-            self._compare_sample()
-
-    def _compare_region(self, region: Region) -> None:
-        """Compare all elements of a region, some rows at a time. Long rows are compared in parts."""
-        shape, itemsize = region.shape or (1,), self._largest_itemsize
-        rows, width = prod(shape[:-1]), shape[-1]
-        step = max(1, _BLOCK_BYTES // (width * itemsize))
-        window = max(1, _BLOCK_BYTES // itemsize)
-        for at in range(0, rows, step):
-            inside = np.unravel_index(np.arange(at, min(at + step, rows)), shape[:-1]) if len(shape) > 1 else ()
-            for first in range(0, width, window):
-                self._compare(region, inside, first, min(window, width - first))
-
-    @property
-    def _largest_itemsize(self) -> int:
-        """Bytes of an element before or after a cast, whichever are more."""
-        return max(DTYPES[self.entry.dtype].itemsize, DTYPES[self.parameter.dtype].itemsize)
-
-    def _compare_sample(self) -> None:
-        """Compare segments of the first row, of the last row, and of some rows between them."""
-        shape, itemsize = self.entry.shape or (1,), self._largest_itemsize
-        rows, window = prod(shape[:-1]), max(1, _SAMPLE_BYTES // itemsize)
-        seed = xxhash.xxh32_intdigest(self.parameter.name.encode("utf-8", "surrogatepass"))
-        for row in sorted({0, rows - 1} | {(seed * (i + 1) * 2654435761) % rows for i in range(_SAMPLES - 2)}):
-            outer = [int(i) for i in np.unravel_index(row, shape[:-1])] if len(shape) > 1 else []
-            segments = list(self._segments(outer, window))
-            if len(segments) > _SAMPLED_SEGMENTS:
-                segments = [segments[i * (len(segments) - 1) // (_SAMPLED_SEGMENTS - 1)] for i in range(_SAMPLED_SEGMENTS)]
-            for region, first, count in segments:
-                inside = tuple(np.array([i - a]) for i, a in zip(outer, region.start, strict=False))
-                self._compare(region, inside, first, count)
-
-    def _segments(self, outer: list[int], window: int) -> Iterator[tuple[Region, int, int]]:
-        """Yield the segments of a row in order: the region, the first element in it, and the number of elements."""
-        met = [r for r in self.regions if all(a <= i < a + n for i, a, n in zip(outer, r.start, r.shape, strict=False))]
-        for region in sorted(met, key=lambda r: r.start[-1:]):
-            width = (region.shape or (1,))[-1]
-            for first in range(0, width, window):
-                yield region, first, min(window, width - first)
-
-    def _compare(self, region: Region, inside: Sequence[_Indexes], first: int, count: int) -> None:
-        """Compare `count` elements from position `first` of some rows of a region, given by their outer indexes in it."""
-        found = _read_rows(self.written, self.entry, _flat(self.entry.shape, region.start, inside, first), count)
-        if region.entry is None:
-            if any(found):
-                raise _differs(self.written, self.parameter, "has padding that is not zero")
-            return
-        reader = self.files.reader(region.rank)
-        expected = _read_rows(reader, region.entry, _flat(region.entry.shape, region.origin, inside, first), count)
-        if self.parameter.cast is not None:
-            uncast, expected = expected, bytearray(len(found))
-            cast(memoryview(uncast), self.parameter.dtype, memoryview(expected), self.parameter.cast)
-        if found != expected:
-            raise _differs(self.written, self.parameter, f"differs from {reader.name}")
-
-
-def _flat(shape: tuple[int, ...], origin: tuple[int, ...], inside: Sequence[_Indexes], first: int) -> _Indexes:
-    """Return the flat indexes of elements of a slice, whose places are counted from `origin`."""
-    flat: _Indexes = np.zeros(len(inside[0]) if inside else 1, dtype=np.int64)
-    for length, start, index in zip(shape, origin, inside, strict=False):
-        flat = flat * length + start + index
-    return flat * shape[-1] + origin[-1] + first if shape else flat
-
-
-def _read_rows(reader: Reader, entry: TensorEntry, starts: _Indexes, count: int) -> bytearray:
-    """Read runs of `count` elements at these flat indexes. Adjacent runs are read together."""
-    itemsize = DTYPES[entry.dtype].itemsize
-    length = count * itemsize
-    content = bytearray(len(starts) * length)
-    view = memoryview(content)
-    breaks = [0, *(np.flatnonzero(np.diff(starts) != count) + 1).tolist(), len(starts)]
-    if len(entry.extents) == 1 and len(breaks) > 2:
-        reader.read_runs(view, length, (starts * itemsize + entry.extents[0][0]).tolist())
-        return content
-    for a, b in pairwise(breaks):
-        at, done = int(starts[a]) * itemsize, a * length
-        for offset, held in entry.extents:
-            if done < b * length and at < held:
-                n = min(b * length - done, held - at)
-                reader.read_into(view[done : done + n], offset + at)
-                at, done = 0, done + n
-            else:
-                at -= min(at, held)
-        if done < b * length:
-            raise DataError(
-                "Truncated",
-                "the content is shorter than its shape requires",
-                where=f"{reader.name}: parameter {entry.name}",
-                fix="check the storage for errors and retry",
-            )
-    return content
+    return BugError("VerificationFailed", "the file differs from the equal file of another rank", where=written.name, fix=FIX)

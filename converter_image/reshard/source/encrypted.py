@@ -81,6 +81,9 @@ class DecryptingReader(BoundedReader):
         """See `Reader.read_runs`."""
         read_spans(self.read_into, view, length, offsets, gap=GAP_BYTES if self._remote else _GAP_BYTES, most=_LONGEST_SPAN)
 
+    def will_read(self, offset: int, length: int) -> None:
+        """See `Reader.will_read`. Does nothing."""
+
     def count_in(self, meter: Meter) -> None:
         """See `Reader.count_in`. Counts the ciphertext."""
         self._sealed.count_in(meter)

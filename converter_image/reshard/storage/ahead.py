@@ -208,6 +208,9 @@ class _AheadReader:
         for at, offset in enumerate(offsets):
             read_into(file, view[at * length : (at + 1) * length], offset)
 
+    def will_read(self, offset: int, length: int) -> None:
+        """See `Reader.will_read`. Does nothing, because the reads are prefetched."""
+
     def count_in(self, meter: Meter) -> None:
         """See `Reader.count_in`. Counts what is fetched from now on, also ahead of its use."""
         self._opened.count_in(meter)

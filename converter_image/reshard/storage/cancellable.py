@@ -100,6 +100,10 @@ class CancellableReader:
         self._check()
         self._reader.read_runs(view, length, offsets)
 
+    def will_read(self, offset: int, length: int) -> None:
+        """See `Reader.will_read`."""
+        self._reader.will_read(offset, length)
+
     def count_in(self, meter: Meter) -> None:
         """See `Reader.count_in`."""
         self._reader.count_in(meter)

@@ -123,6 +123,9 @@ class Reader(Protocol):
             StorageError: reading failed, or the file ends before.
         """
 
+    def will_read(self, offset: int, length: int) -> None:
+        """Announce that a few bytes will soon be read. A disk may read them in the meantime, without memory of this process."""
+
     def count_in(self, meter: Meter) -> None:
         """Count in this meter too what is fetched from now on. The store counts everything that its readers fetch."""
 

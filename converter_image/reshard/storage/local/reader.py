@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat as stat_bits
 import threading
@@ -96,6 +97,12 @@ class LocalReader:
                     missing += length - n
                 at += length
         self._count(at - missing, len(offsets))
+
+    def will_read(self, offset: int, length: int) -> None:
+        """See `Reader.will_read`."""
+        file = self._opened()
+        with contextlib.suppress(OSError):  # only a hint
+            os.posix_fadvise(file.number, offset, length, os.POSIX_FADV_WILLNEED)
 
     def count_in(self, meter: Meter) -> None:
         """See `Reader.count_in`."""

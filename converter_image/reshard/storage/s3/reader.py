@@ -78,6 +78,9 @@ class S3Reader(BoundedReader):
         """See `Reader.read_runs`. Gaps are read too, if that takes less time than another request."""
         read_spans(self.read_into, view, length, offsets, gap=GAP_BYTES, most=_LONGEST_SPAN)
 
+    def will_read(self, offset: int, length: int) -> None:
+        """See `Reader.will_read`. Does nothing."""
+
     def count_in(self, meter: Meter) -> None:
         """See `Reader.count_in`."""
         self._meters = (*self._meters, meter)
