@@ -134,7 +134,7 @@ def _notes_on_foreign_files(model: Model, request: Request) -> Iterator[str]:
 
 def _notes_on_types(model: Model, output: OutputFormat) -> tuple[str, ...]:
     """Warn of types that MindSpore writes into a file and cannot load from it."""
-    found = [p for p in model.parameters if p.target_dtype in output.not_loaded]
+    found = model.of_kinds(lambda kind: kind.target_dtype in output.not_loaded)
     if not found:
         return ()
     types, names = sorted({p.target_dtype for p in found}), listed([p.name for p in found])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,13 @@ Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 # Instead of an offset: the content is not one range of the file.
 SCATTERED = -1
+
+
+def members_of(groups: Iterable[int], count: int) -> list[Numbers]:
+    """Return the positions of the elements of each of `count` groups, ascending, given the number of each element's group."""
+    numbers = np.fromiter(groups, np.int64)
+    order = np.argsort(numbers, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(numbers, minlength=count))[:-1]) if count else []
 
 
 class Columns:
@@ -56,9 +64,8 @@ class Tables:
     def __init__(self, inventory: Inventory, parameters: Iterable[Parameter]) -> None:
         self._structures = inventory.structures
         self._structure_of = {file.rank: file.structure for file in inventory.files}
-        self._names: dict[str, int] = {}
-        for parameter in parameters:
-            self._names.setdefault(parameter.source_name, len(self._names))
+        names = dict.fromkeys(map(attrgetter("source_name"), parameters))
+        self._names = dict(zip(names, range(len(names)), strict=True))
         self._types: dict[tuple[str, tuple[int, ...]], int] = {}
         self._columns: dict[int, Columns] = {}
         self._lock = Lock()
@@ -77,7 +84,7 @@ class Tables:
 
     def names(self, parameters: Iterable[Parameter]) -> Numbers:
         """Return the number of each parameter's name in the source."""
-        return np.fromiter((self._names[parameter.source_name] for parameter in parameters), np.int64)
+        return np.fromiter(map(self._names.__getitem__, map(attrgetter("source_name"), parameters)), np.int64)
 
     def type_of(self, dtype: str, shape: tuple[int, ...]) -> int:
         """Return the number of a type and shape."""

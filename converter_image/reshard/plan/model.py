@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from math import prod
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,6 +15,8 @@ from reshard.checkpoint.dtypes import DTYPES
 from reshard.plan.pad import within
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from reshard.checkpoint.inventory import Inventory
     from reshard.layout import Layout
     from reshard.layout.box import Box
@@ -276,12 +279,17 @@ class Model:
     @cached_property
     def kinds(self) -> tuple[Kind, ...]:
         """Kinds of the parameters, each once, in the order of the first parameter of each."""
-        return tuple(dict.fromkeys(p.kind for p in self.parameters))
+        return tuple(dict.fromkeys(map(attrgetter("kind"), self.parameters)))
+
+    def of_kinds(self, wanted: Callable[[Kind], bool]) -> tuple[Parameter, ...]:
+        """Return the parameters of the kinds for which a function returns true. Most functions do so for few kinds or none."""
+        kinds = set(filter(wanted, self.kinds))
+        return tuple([p for p in self.parameters if p.kind in kinds]) if kinds else ()
 
     @property
     def per_rank(self) -> frozenset[str]:
         """Names of the parameters whose copies may differ."""
-        return frozenset(p.name for p in self.parameters if p.kind.per_rank)
+        return frozenset(p.name for p in self.of_kinds(lambda kind: kind.per_rank))
 
     @property
     def source_names(self) -> frozenset[str]:
@@ -291,7 +299,7 @@ class Model:
     @property
     def replicated(self) -> tuple[Parameter, ...]:
         """Parameters with dimensions that every target rank gets whole, because no strategy names them."""
-        return tuple(p for p in self.parameters if p.role is Role.REPLICATED and p.shape)
+        return self.of_kinds(lambda kind: kind.role is Role.REPLICATED and bool(kind.shape))
 
     @property
     def source_unit(self) -> str:
@@ -314,6 +322,8 @@ class Model:
 
         A parameter with one element is usually a step or a rate, so it is refused only if the target strategy names it.
         """
+        if not self.inventory.may_be_slices:
+            return ()
         suspect = frozenset(self.inventory.may_be_slices)
         return tuple(sorted({p.name for p in self.parameters if p.source_name in suspect and prod(p.shape) > 1}))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, compress, product
@@ -12,7 +12,7 @@ import numpy as np
 
 from reshard.errors import RequestError
 from reshard.plan.balance import shares
-from reshard.plan.columns import Tables
+from reshard.plan.columns import Tables, members_of
 from reshard.plan.geometry import cells_of, composition, geometry_of_tiles, overlapping
 from reshard.plan.model import Role
 from reshard.plan.pad import within
@@ -225,10 +225,10 @@ class Planner:
     @cached_property
     def read_again(self) -> frozenset[str]:
         """Names of source tensors that several parameters are made of, because target stages have different layouts."""
-        found: dict[str, int] = defaultdict(int)
-        for parameter in self.model.parameters:
-            found[parameter.source_name] += 1
-        return frozenset(name for name, count in found.items() if count > 1)
+        names = [parameter.source_name for parameter in self.model.parameters]
+        if len(set(names)) == len(names):
+            return frozenset()
+        return frozenset(name for name, count in Counter(names).items() if count > 1)
 
     @cached_property
     def parameters_of_group(self) -> tuple[tuple[Parameter, ...], ...]:
@@ -236,6 +236,8 @@ class Planner:
         model = self.model
         count = len(model.inventory.structures) if model.same else model.target_stages
         groups: list[list[Parameter]] = [[] for _ in range(count)]
+        if count == 1 and not model.same:
+            return (model.parameters,)
         for parameter in model.parameters:
             for group in parameter.kind.structures if model.same else parameter.kind.target_stages:
                 groups[group].append(parameter)
@@ -246,10 +248,9 @@ class Planner:
         """Positions of the parameters of each kind among those of a group, ascending."""
         found = []
         for parameters in self.parameters_of_group:
-            numbers: dict[Kind, list[int]] = defaultdict(list)
-            for number, parameter in enumerate(parameters):
-                numbers[parameter.kind].append(number)
-            found.append({kind: np.array(each) for kind, each in numbers.items()})
+            kinds: dict[Kind, int] = {}
+            numbers = [kinds.setdefault(parameter.kind, len(kinds)) for parameter in parameters]
+            found.append(dict(zip(kinds, members_of(numbers, len(kinds)), strict=True)))
         return tuple(found)
 
     def _names(self, rank: int) -> Numbers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,19 +23,20 @@ def prove(plan: RankPlan) -> None:
         BugError: the check fails.
     """
     names = plan.tables.names(plan.parameters)
+    kinds = np.fromiter(map(id, map(attrgetter("kind"), plan.parameters)), np.int64, len(plan.parameters))
     for group in plan.groups:
         prove_geometry(group.geometry)
-        for number in group.numbers[_misread(plan, group, names)].tolist():
+        for number in group.numbers[_misread(plan, group, names, kinds)].tolist():
             raise _not_exact(plan, number)
     numbers = np.concatenate([group.numbers for group in plan.groups]) if plan.groups else np.zeros(0, np.int64)
     for number in np.flatnonzero(np.bincount(numbers, minlength=len(plan.parameters)) != 1).tolist():
         raise _not_exact(plan, number)
 
 
-def _misread(plan: RankPlan, group: TensorGroup, names: Numbers) -> Flags:
+def _misread(plan: RankPlan, group: TensorGroup, names: Numbers, kinds: Numbers) -> Flags:
     """Return which tensors of a group are of another kind, or are read from an entry of another name, type or shape."""
     kind, overlaps, numbers = group.kind, group.geometry.overlaps, group.numbers
-    wrong = np.fromiter((plan.parameters[number].kind is not kind for number in numbers.tolist()), np.bool_, len(numbers))
+    wrong: Flags = kinds[numbers] != id(kind)
     if len(group.ranks) != len(overlaps) or len(group.positions) != (0 if kind.shards is not None else len(overlaps)):
         return np.ones_like(wrong)
     for number, (rank, overlap) in enumerate(zip(group.ranks, overlaps, strict=True)):

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -143,13 +143,18 @@ class Strategy:
 
     def canonical(self) -> bytes:
         """Return equal bytes for equal layouts of equal parameters, regardless of the form and order of the files."""
-        essences = {id(layout): _essence(layout) for stage in self.stages for layout in stage.values()}  # few are distinct
-        stages: list[Any] = [{name: essences[id(stage[name])] for name in sorted(stage)} for stage in self.stages]
-        for position, shapes in enumerate(self.shapes):
-            for name, shape in shapes.items():
-                if joinable(self.stages[position][name], shape):
-                    stages[position][name] = (*stages[position][name], shape)
-        return msgspec.json.encode([self.first, *stages] if self.first else stages)
+        distinct = {id(layout): layout for stage in self.stages for layout in stage.values()}  # comparing them takes longer
+        essences = {key: _essence(layout) for key, layout in distinct.items()}
+        stages = []
+        for position, layouts in enumerate(self.stages):
+            names = sorted(layouts)
+            found = list(map(essences.__getitem__, map(id, map(layouts.__getitem__, names))))
+            if shapes := self.shapes[position] if self.shapes else {}:
+                pairs = zip(names, found, strict=True)
+                is_cut = {name for name, shape in shapes.items() if joinable(layouts[name], shape)}
+                found = [(*essence, shapes[name]) if name in is_cut else essence for name, essence in pairs]
+            stages.append((names, found))
+        return msgspec.json.encode([self.first, stages])
 
 
 def merge(files: Sequence[StrategyFile]) -> StrategyFile:
@@ -267,7 +272,8 @@ def _check_devices(stages: Mapping[int, Mapping[str, Layout]], files: Mapping[in
     """Check that all layouts of all stages have the same number of ranks."""
     first: tuple[str, int, int] | None = None
     for stage, layouts in stages.items():
-        for name, layout in layouts.items():
+        # Few layouts are distinct objects, and comparing these takes less time.
+        for name, layout in {id(layout): (name, layout) for name, layout in layouts.items()}.values():
             if first is None:
                 first = (name, stage, layout.devices)
             elif layout.devices != first[2]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Literal
@@ -16,7 +17,7 @@ from reshard.strategy.records import MalformedError, Node
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from reshard.strategy.records import LayoutRecord
+    from reshard.strategy.records import LayoutRecord, Record
 
 # "3-layer.weight" is the parameter layer.weight of stage 3, as `merge_pipeline_strategys` writes it. "03-" is not such a prefix.
 _PREFIXED = re.compile(r"(0|[1-9][0-9]{0,9})-")
@@ -92,7 +93,7 @@ def parse(content: bytes, name: str) -> StrategyFile:
     except MalformedError as error:
         hint = "the file may be a checkpoint: " if content.startswith(b"\x0a") else ""
         raise DataError("StrategyInvalid", error.what, where=_where(name, error.where), fix=hint + _FIX) from None
-    layouts, shapes = _layouts(record.parameters, form.decode_layout, name)
+    layouts, shapes = _layouts(record, form.decode_layout, name)
     stages = {node.stage for node in record.nodes} or {0}
     if _prefixes(layouts) == stages:
         by_stage: dict[int, dict[str, Layout]] = {stage: {} for stage in sorted(stages)}
@@ -163,36 +164,36 @@ def layout_of(message: bytes, name: str) -> Layout:
 
 
 def _layouts(
-    parameters: tuple[tuple[str, bytes], ...], decode_layout: Callable[[bytes], LayoutRecord], file: str
+    record: Record, decode_layout: Callable[[bytes], LayoutRecord], file: str
 ) -> tuple[dict[str, Layout], dict[str, tuple[int, ...]]]:
     """Return checked layouts by name, and the stated shapes. Equal layouts are one object, because few are distinct."""
-    layouts: dict[str, Layout] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    known: dict[bytes, tuple[Layout, tuple[int, ...]]] = {}
+    if not record.names:
+        raise DataError("StrategyInvalid", "the file contains no parameters", where=file, fix=_FIX)
+    known: dict[bytes, Layout] = {}
+    shapes: dict[bytes, tuple[int, ...]] = {}
     distinct: dict[Layout, Layout] = {}
     tables = 0
-    for name, raw in parameters:
-        found = known.get(raw)
-        if found is None:
-            where = _where(file, f"parameter {name}")
-            try:
-                read = decode_layout(raw)
-                layout = _checked(read, where)
-            except MalformedError as error:
-                raise DataError("StrategyInvalid", error.what, where=where, fix=_FIX) from None
-            if layout not in distinct:
-                tables += _check_parts(layout, _MAX_TABLES - tables, where)
-            found = known[raw] = distinct.setdefault(layout, layout), read.tensor_shape
-        if name in layouts:
-            raise DataError(
-                "StrategyInvalid", "the parameter occurs twice in the file", where=_where(file, f"parameter {name}"), fix=_FIX
-            )
-        layouts[name] = found[0]
-        if found[1]:
-            shapes[name] = found[1]
-    if not layouts:
-        raise DataError("StrategyInvalid", "the file contains no parameters", where=file, fix=_FIX)
-    return layouts, shapes
+    first_of = dict(zip(reversed(record.layouts), reversed(record.names), strict=True))
+    for raw in dict.fromkeys(record.layouts):
+        where = _where(file, f"parameter {first_of[raw]}")
+        try:
+            read = decode_layout(raw)
+            layout = _checked(read, where)
+        except MalformedError as error:
+            raise DataError("StrategyInvalid", error.what, where=where, fix=_FIX) from None
+        if layout not in distinct:
+            tables += _check_parts(layout, _MAX_TABLES - tables, where)
+        known[raw] = distinct.setdefault(layout, layout)
+        if read.tensor_shape:
+            shapes[raw] = read.tensor_shape
+    layouts = dict(zip(record.names, map(known.__getitem__, record.layouts), strict=True))
+    if len(layouts) < len(record.names):
+        twice = next(name for name, count in Counter(record.names).items() if count > 1)
+        raise DataError(
+            "StrategyInvalid", "the parameter occurs twice in the file", where=_where(file, f"parameter {twice}"), fix=_FIX
+        )
+    parameters = zip(record.names, record.layouts, strict=True) if shapes else ()
+    return layouts, {name: shapes[raw] for name, raw in parameters if raw in shapes}
 
 
 def _checked(record: LayoutRecord, where: str) -> Layout:

@@ -8,6 +8,7 @@ axes that MindSpore's transforms must read.
 
 from __future__ import annotations
 
+from sys import intern
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import msgspec
@@ -78,10 +79,11 @@ def decode(content: bytes) -> Record:
     if _LAYOUTS not in sections:
         raise MalformedError(f"the key {_LAYOUTS} is missing")
     shared: dict[bytes, bytes] = {}
-    parameters = []
+    names, layouts = [], []
     for name, raw in _pairs(sections[_LAYOUTS], MAX_PARAMETERS):
         text = _bounded(raw, f"parameter {name}")
-        parameters.append((checked_name(name), shared.setdefault(text, text)))
+        names.append(intern(checked_name(name)))
+        layouts.append(shared.setdefault(text, text))
     nodes = NodeReader()
     for name, raw in _pairs(sections[_NODES], MAX_OPERATORS) if _NODES in sections else ():
         text = _bounded(raw, f"operator {name}")
@@ -92,7 +94,7 @@ def decode(content: bytes) -> Record:
                 raise MalformedError(error.what, f"operator {name}") from None
             nodes.learn(text, node.stage, node.parallel_strategy)
         nodes.add(name, text)
-    return Record(tuple(parameters), tuple(nodes.nodes))
+    return Record(tuple(names), tuple(layouts), tuple(nodes.nodes))
 
 
 def decode_layout(raw: bytes) -> LayoutRecord:

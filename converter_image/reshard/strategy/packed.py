@@ -49,7 +49,9 @@ def pack(strategy: Strategy | None) -> PackedStrategy | None:
     numbers: dict[Layout, int] = {}
     distinct = {id(layout): layout for stage in strategy.stages for layout in stage.values()}  # comparing them takes longer
     number_of = {key: numbers.setdefault(layout, len(numbers)) for key, layout in distinct.items()}
-    stages = tuple({name: number_of[id(layout)] for name, layout in stage.items()} for stage in strategy.stages)
+    stages = tuple(
+        dict(zip(stage, map(number_of.__getitem__, map(id, stage.values())), strict=True)) for stage in strategy.stages
+    )
     layouts = tuple(
         PackedLayout(each.device_matrix, each.tensor_map, each.shard_step, each.shard_size, each.uneven) for each in numbers
     )

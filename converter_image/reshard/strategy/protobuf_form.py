@@ -28,7 +28,7 @@ from reshard.strategy.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from reshard.layout import Layout
     from reshard.strategy.records import Node
@@ -62,7 +62,6 @@ _RESTORE = 2  # in ParallelGroupMap
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 _LONG = 0x80  # a byte from here on is followed by others of the same integer
 _NAME_TAG, _CONTENT_TAG = 1 << 3 | _DELIMITED, 2 << 3 | _DELIMITED  # in an item
-_LENGTH_BYTES = 3  # of the longest name or content that is allowed
 _MAX_ITEM_BYTES = 4 * MAX_NAME_LENGTH + MAX_RECORD_BYTES + 16
 _MAX_UNKNOWN_FIELDS = 1024
 # The limit for communication group files: more than any cluster has ranks.
@@ -105,21 +104,20 @@ def decode(content: bytes) -> Record:
     Raises:
         MalformedError: the content is not valid.
     """
-    parameters: list[tuple[str, bytes]] = []
+    names: list[bytes] = []
+    layouts: list[bytes] = []
     nodes = NodeReader()
     shared: dict[bytes, bytes] = {}
     staged, unknown = False, 0
     for number, kind, start, end in _fields(content):
-        if number in (_NODE, _LAYOUT) and kind == _DELIMITED:
-            name, raw = _item(content, start, end)
-            if number == _NODE:
-                if not nodes.known(raw):
-                    nodes.learn(raw, *_strategys(raw, name))
-                nodes.add(name, raw)
-            elif len(parameters) == MAX_PARAMETERS:
+        if number == _LAYOUT and kind == _DELIMITED:
+            if len(names) == MAX_PARAMETERS:
                 raise MalformedError(f"the file contains more than {MAX_PARAMETERS} parameters")
-            else:
-                parameters.append((name, shared.setdefault(raw, raw)))
+            name, raw = _usual_item(content, start, end) or _item(content, start, end)
+            names.append(name)
+            layouts.append(shared.setdefault(raw, raw))
+        elif number == _NODE and kind == _DELIMITED:
+            _add_node(nodes, *_item(content, start, end))
         elif number == _STAGE and kind == _VARINT:
             staged = True
         elif number in (_STAGE, _NODE, _LAYOUT):
@@ -130,7 +128,19 @@ def decode(content: bytes) -> Record:
                 raise MalformedError("the file is not a strategy file: it contains unknown fields")
     if not staged:
         raise MalformedError("the file is not a strategy file: it has no current stage")
-    return Record(tuple(parameters), tuple(nodes.nodes))
+    if (longest := max(map(len, shared), default=0)) > MAX_RECORD_BYTES:
+        raise MalformedError(f"a parameter's layout has {longest} bytes; at most {MAX_RECORD_BYTES} are supported")
+    return Record(_texts(names), tuple(layouts), tuple(nodes.nodes))
+
+
+def _add_node(nodes: NodeReader, name: bytes, raw: bytes) -> None:
+    """Add an operator."""
+    if len(raw) > MAX_RECORD_BYTES:
+        raise MalformedError(f"an operator's strategies have {len(raw)} bytes; at most {MAX_RECORD_BYTES} are supported")
+    (text,) = _texts([name])
+    if not nodes.known(raw):
+        nodes.learn(raw, *_strategys(raw, text))
+    nodes.add(text, raw)
 
 
 def decode_layout(raw: bytes) -> LayoutRecord:
@@ -206,44 +216,38 @@ def layout_message(layout: Layout) -> Any:  # noqa: ANN401 - a class that is cre
     return message
 
 
-def _item(content: bytes, start: int, end: int) -> tuple[str, bytes]:
-    """Return the name and the content of an item."""
-    if end - start > _MAX_ITEM_BYTES:
-        raise MalformedError(f"the item at byte {start} is too long ({end - start} bytes)")
-    name, raw = _usual_item(content, start, end) or _any_item(content, start, end)
-    if len(raw) > MAX_RECORD_BYTES:
-        raise MalformedError(f"the content of the item at byte {start} is too long ({len(raw)} bytes)")
+def _texts(names: Sequence[bytes]) -> tuple[str, ...]:
+    """Return names as text. Both strategies and the files contain the same names, which are then the same objects."""
     try:
-        return intern(checked_name(name.decode())), raw  # both strategies and the files contain the same names
-    except UnicodeDecodeError:
-        raise MalformedError(f"the name in the item at byte {start} is not UTF-8") from None
+        found = tuple(map(intern, map(bytes.decode, names)))
+    except UnicodeDecodeError as error:
+        raise MalformedError(f"the name {error.object[:64]!r} is not UTF-8") from None
+    checked_name(max(found, key=len, default=""))
+    return found
 
 
 def _usual_item(content: bytes, start: int, end: int) -> tuple[bytes, bytes] | None:
-    """Return the name and the content of an item in the encoding of every writer: the two fields once, in their order.
+    """Return the name and the content of an item in the usual encoding: the two short fields once, in their order.
 
     None: the item has another encoding, or is damaged. Parsing it as a message takes longer.
     """
-    try:
-        if content[start] != _NAME_TAG:
-            return None
-        length, at = content[start + 1], start + 2
-        if length >= _LONG:
-            length, at = _varint(content, start + 1)
-        middle = at + length
-        if middle >= end or content[middle] != _CONTENT_TAG:
-            return None
-        length, after = content[middle + 1], middle + 2
-        if length >= _LONG:
-            length, after = _varint(content, middle + 1)
-    except (IndexError, MalformedError):
-        return None
-    if at > start + 1 + _LENGTH_BYTES or after > middle + 1 + _LENGTH_BYTES:
-        return None  # protobuf refuses lengths with many leading zeros
-    return (content[at:middle], content[after:end]) if after + length == end else None
+    if (
+        start + 4 <= end
+        and content[start] == _NAME_TAG
+        and (length := content[start + 1]) < _LONG
+        and (middle := start + 2 + length) + 1 < end
+        and content[middle] == _CONTENT_TAG
+        and (length := content[middle + 1]) < _LONG
+        and middle + 2 + length == end
+    ):
+        return content[start + 2 : middle], content[middle + 2 : end]
+    return None
 
 
-def _any_item(content: bytes, start: int, end: int) -> tuple[bytes, bytes]:
+def _item(content: bytes, start: int, end: int) -> tuple[bytes, bytes]:
+    """Return the name and the content of an item in any encoding. Its length is limited, because a parser needs more memory."""
+    if end - start > _MAX_ITEM_BYTES:
+        raise MalformedError(f"the item at byte {start} is too long ({end - start} bytes)")
     item = _parsed("Item", content[start:end])
     if not item.content:
         raise MalformedError(f"the item at byte {start} has no content")

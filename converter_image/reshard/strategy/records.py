@@ -69,11 +69,13 @@ class Record:
     """One strategy file.
 
     Attributes:
-        parameters: names, each with its layout as encoded in the file. Few layouts are distinct, so each is read only once.
+        names: names of the parameters, in the order of the file.
+        layouts: layout of each, as encoded in the file. Few are distinct, so each is read only once.
         nodes: operators in the file.
     """
 
-    parameters: tuple[tuple[str, bytes], ...]
+    names: tuple[str, ...]
+    layouts: tuple[bytes, ...]
     nodes: tuple[Node, ...]
 
 

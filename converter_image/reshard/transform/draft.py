@@ -96,18 +96,21 @@ def _stage(task: Task, stage: int, source: SourceRecord) -> StageRecord:
 def _parameters(model: Model) -> ParameterTable:
     numbers = {kind: number for number, kind in enumerate(model.kinds)}
     changed = {kind: None if kind.cast is None else 0 for kind in numbers}
+    nested = model.inventory.keys
     return ParameterTable(
         tuple(map(_kind, numbers)),
         tuple(
-            ParameterRecord(
-                p.name,
-                numbers[p.kind],
-                p.source_name if p.source_name != p.name else None,
-                keys_of(model, p) or None,
-                changed[p.kind],
-                changed[p.kind],
-            )
-            for p in model.parameters
+            [
+                ParameterRecord(
+                    p.name,
+                    numbers[p.kind],
+                    p.source_name if p.source_name != p.name else None,
+                    (keys_of(model, p) or None) if nested else None,
+                    changed[p.kind],
+                    changed[p.kind],
+                )
+                for p in model.parameters
+            ]
         ),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from reshard.engine.memory import default_workers, peak_rss_bytes
@@ -218,7 +219,7 @@ def _result(
     return Result(
         source_ranks=task.model.source_ranks,
         target_ranks=task.model.target_ranks,
-        parameters=len({p.name for p in task.model.parameters}),
+        parameters=len(set(map(attrgetter("name"), task.model.parameters))),
         bytes_needed=sum(w.bytes_needed for w in written),
         bytes_distinct=bytes_needed(task.planner, [record.rank for record in records]).distinct,
         bytes_fetched=content.nbytes,

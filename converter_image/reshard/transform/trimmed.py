@@ -30,7 +30,8 @@ def check_trimmed(store: ReadStore, model: Model) -> None:
         DataError: an element is not zero.
         StorageError: the source cannot be read.
     """
-    trimmed = {p.source_name: p for p in model.parameters if any(map(int.__lt__, p.target_shape, p.shape))}
+    found = model.of_kinds(lambda kind: any(map(int.__lt__, kind.target_shape, kind.shape)))
+    trimmed = {p.source_name: p for p in found}
     if not trimmed:
         return
     planner = Planner(model)
