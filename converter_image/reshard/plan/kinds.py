@@ -10,11 +10,11 @@ from reshard.errors import DataError
 from reshard.layout import Layout
 from reshard.plan.model import Kind, Role
 from reshard.plan.pad import padded
-from reshard.plan.rules import NamePattern
 from reshard.plan.stages import SourceStages, whole_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Hashable, Mapping
+    from collections.abc import Set as AbstractSet
 
     from reshard.checkpoint.inventory import Inventory, TensorEntry
     from reshard.model import Shards
@@ -32,6 +32,11 @@ def names_in(strategy: Strategy | None) -> dict[str, Named]:
     equal: dict[Hashable, Named] = {}
     for number, layouts in enumerate(strategy.stages if strategy else (), strategy.first if strategy else 0):
         shapes = strategy.shapes[number - strategy.first] if strategy and strategy.shapes else {}
+        if not (found or shapes):  # usually, there are no other stages
+            distinct = {id(layout): ((number, layout, None),) for layout in layouts.values()}
+            named_by = {key: equal.setdefault(named, named) for key, named in distinct.items()}
+            found = dict(zip(layouts, map(named_by.__getitem__, map(id, layouts.values())), strict=True))
+            continue
         known: dict[Hashable, Named] = {}  # by identity, because comparing layouts takes longer
         for name, layout in layouts.items():
             before, shape = found.get(name, ()), shapes.get(name)
@@ -75,7 +80,7 @@ class Kinds:
         devices: number of ranks per pipeline stage of the target.
         shards: shards of the parameters that metadata locates, by source name.
         lengths: new lengths of the parameters that are padded or trimmed, by source name.
-        inconsistent: patterns of source names of parameters that no strategy names and whose copies may differ.
+        may_differ: source names of parameters whose copies may differ, if no strategy names them.
     """
 
     def __init__(
@@ -85,13 +90,11 @@ class Kinds:
         devices: int,
         shards: Mapping[str, Shards],
         lengths: Mapping[str, Lengths],
-        inconsistent: Sequence[str],
+        may_differ: AbstractSet[str],
     ) -> None:
         source, self._target = strategies
         self._stages = None if inventory.unified else SourceStages(inventory, source)
-        self._devices, self._shards, self._lengths = devices, shards, lengths
-        self._inconsistent = [NamePattern(pattern) for pattern in inconsistent]
-        self._known: dict[Hashable, tuple[Kind, ...]] = {}
+        self._devices, self._shards, self._lengths, self._may_differ = devices, shards, lengths, may_differ
 
     def of(
         self,
@@ -102,31 +105,26 @@ class Kinds:
         role: Role,
         source: Named,
         target: Named,
-    ) -> tuple[Kind, ...]:
+    ) -> tuple[tuple[Kind, ...], bool]:
         """Return one kind for each distinct layout of target stages. Usually, there is only one.
 
-        For arguments, see `_Whereabouts`. An object for each of many parameters would take longer.
+        For arguments, see `_Whereabouts`.
+
+        Returns:
+            The kinds, and whether parameters with equal arguments except for their names have the same kinds. This excludes
+            parameters that the metadata, the lengths or `may_differ` name.
 
         Raises:
             DataError: files and strategies contradict each other, or a layout does not divide the parameter.
             RequestError: the parameter cannot be padded.
         """
-        per_rank = role is Role.REPLICATED and any(pattern.matches(name) for pattern in self._inconsistent)
-        special = name in self._shards or name in self._lengths
-        # The caller holds the stages, so that their identities are unique. Roles are unique objects.
-        key = (entry.dtype, entry.shape, structures, id(role), per_rank, id(source), id(target))
-        kinds = None if special else self._known.get(key)
-        if kinds is None:
-            cuts: SourceCuts = ()
-            alike = not special
-            if role is not Role.REPLICATED and self._stages is not None:
-                entry, cuts = self._stages.cuts(name, entry, structures, tuple(stage for stage, *_ in source))
-                alike = alike and self._stages.are_alike(structures, len(source))
-            found = _Whereabouts(name, new_name, entry, structures, role, source, target)
-            kinds = self._find(found, cuts, per_rank=per_rank)
-            if alike:
-                self._known[key] = kinds
-        return kinds
+        cuts: SourceCuts = ()
+        are_alike = True
+        if role is not Role.REPLICATED and self._stages is not None:
+            entry, cuts = self._stages.cuts(name, entry, structures, tuple(stage for stage, *_ in source))
+            are_alike = self._stages.are_alike(structures, len(source))
+        found = _Whereabouts(name, new_name, entry, structures, role, source, target)
+        return self._find(found, cuts, per_rank=role is Role.REPLICATED and name in self._may_differ), are_alike
 
     def _find(self, found: _Whereabouts, cuts: SourceCuts, *, per_rank: bool) -> tuple[Kind, ...]:
         entry, target = found.entry, self._target

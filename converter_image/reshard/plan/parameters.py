@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import chain, product
 from typing import TYPE_CHECKING, NoReturn
 
 from reshard.checkpoint.dtypes import OBJECT
@@ -12,13 +12,14 @@ from reshard.errors import DataError, MissingInputError, RequestError, listed
 from reshard.plan.kinds import Kinds, names_in
 from reshard.plan.model import Model, Parameter, Role
 from reshard.plan.pad import lengths_by_name
-from reshard.plan.rules import excluded_by, new_names, refuse_nothing, renamed
+from reshard.plan.rules import excluded_by, matching, new_names, refuse_nothing, renamed
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Hashable, Mapping, Sequence
 
     from reshard.checkpoint.inventory import Inventory, Kind
     from reshard.model import Shards
+    from reshard.plan.model import Kind as ParameterKind
     from reshard.spec.rules import PadRule, RenameRule
     from reshard.strategy import Strategy
 
@@ -69,12 +70,7 @@ def build_model(  # noqa: PLR0913 - each is a choice by itself
             excluded.
     """
     all_there = only is None and not incomplete
-    if inventory.unified:
-        refuse_empty(inventory)
-        if source is not None:
-            refuse_strategy()
-    else:
-        _check_ranks(inventory, source, all_there=all_there)
+    _check_files(inventory, source, all_there=all_there)
     in_source, in_target = names_in(source), names_in(target)
     in_parts = stages_of_parts(inventory) if inventory.kind == "Unified" else {}
     entries, structures = _found(inventory, {name for name, stages in in_source.items() if len(stages) > 1})
@@ -85,30 +81,41 @@ def build_model(  # noqa: PLR0913 - each is a choice by itself
     devices = target.devices if target else target_ranks or 1
     source_devices = source.devices if source else len(inventory.files) - inventory.documents if inventory.unified else 1
     lengths = lengths_by_name(entries, pad, all_there=not one_stage)
-    kinds = Kinds(inventory, (source, target), devices, _shards(inventory, names), lengths, allow_inconsistent)
+    shards, may_differ = _shards(inventory, names), matching(names, allow_inconsistent)
+    kinds = Kinds(inventory, (source, target), devices, shards, lengths, may_differ)
+    special = {*in_parts, *shards, *lengths, *may_differ}
     needed = _needed(target, only)
     unwanted = new_names(excluded, rename)
     not_found = [] if needed.keys() <= held else [name for name in needed if name not in held and name not in unwanted]
     parameters, source_only, missing = [], [], [] if one_stage else not_found.copy()
     either = (False, True)
     roles = {key: _role(source, target, inventory.kind, in_source=key[0], in_target=key[1]) for key in product(either, either)}
+    known: dict[Hashable, tuple[ParameterKind, ...]] = {}
     for name, new in names.items():
-        before, after = in_source.get(name, ()), in_target.get(new, ())
-        role = roles[bool(before) or name in in_parts, bool(after)]
-        if role is None:
-            missing += [new] if new in needed else []
-        elif role is Role.KEPT and not keep_source_only:
-            source_only.append(name)
-        else:
-            found = kinds.of(name, new, entries[name], structures[name], role, before, after)
-            parameters.append(Parameter(new, name, found[0]))
+        before, after, entry, among = in_source.get(name, ()), in_target.get(new, ()), entries[name], structures[name]
+        # Most parameters are alike. The dicts hold the stages, so that their identities are unique.
+        key = (entry.dtype, entry.shape, among, id(before), id(after))
+        found = None if name in special else known.get(key)
+        if found is None:
+            role = roles[bool(before) or name in in_parts, bool(after)]
+            if role is None:
+                missing += [new] if new in needed else []
+                continue
+            if role is Role.KEPT and not keep_source_only:
+                source_only.append(name)
+                continue
+            found, are_alike = kinds.of(name, new, entry, among, role, before, after)
+            if are_alike and name not in special:
+                known[key] = found
+        parameters.append(Parameter(new, name, found[0]))
+        if len(found) > 1:
             parameters += [Parameter(new, name, kind) for kind in found[1:]]
     # Pipeline strategies name the buffers of accumulated gradients, which MindSpore's loader does not require.
     required = [name for name in missing if not name.startswith("accu_grads")]
     if required and not allow_missing:
         _refuse_missing(required, held)
     if not one_stage:  # another stage may hold something that is wanted
-        refuse_nothing(names, [*inventory.unread, *(name for name in entries if name not in names)])
+        refuse_nothing(names, (*inventory.unread, *entries))
     return Model(
         inventory=inventory,
         source_devices=source_devices,
@@ -118,11 +125,11 @@ def build_model(  # noqa: PLR0913 - each is a choice by itself
         parameters=tuple(parameters),
         source_only=tuple(source_only),
         target_only=tuple(missing),
-        not_in_files=tuple(n for n in (*in_source, *in_parts) if n not in entries and n not in needed) if all_there else (),
+        not_in_files=tuple([n for n in (*in_source, *in_parts) if n not in entries and n not in needed]) if all_there else (),
         in_other_stages=tuple(not_found) if one_stage else (),
         first_stage=source.first if source else 0,
         excluded=tuple(excluded),
-        excluded_by_rename=tuple(name for name in entries if name not in names and name not in excluded),
+        excluded_by_rename=tuple([name for name in entries if name not in names and name not in excluded]),
         lowest_replica=lowest_replica,
     )
 
@@ -155,7 +162,7 @@ def _needed(target: Strategy | None, only: int | None) -> dict[str, None]:
     stages = target.stages if target is not None else ()
     if target is not None and only is not None:
         stages = tuple(layouts for stage, layouts in enumerate(stages) if stage == only // target.devices)
-    return dict.fromkeys(name for layouts in stages for name in layouts)
+    return dict.fromkeys(chain.from_iterable(stages))
 
 
 def refuse_empty(inventory: Inventory) -> None:
@@ -186,7 +193,13 @@ def refuse_strategy() -> NoReturn:
     )
 
 
-def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bool) -> None:
+def _check_files(inventory: Inventory, source: Strategy | None, *, all_there: bool) -> None:
+    """Check that the files are those that the source strategy describes."""
+    if inventory.unified:
+        refuse_empty(inventory)
+        if source is not None:
+            refuse_strategy()
+        return
     expected = source.numbers if source else range(1)
     ranks = [file.rank for file in inventory.files]
     if ranks or not all_there:
@@ -231,9 +244,9 @@ def _found(inventory: Inventory, in_stages: Collection[str]) -> tuple[dict[str, 
 
     `SourceStages` compares the shapes of parameters `in_stages`, because several pipeline stages may shard them differently.
     """
-    first: dict[str, TensorEntry] = {}
-    structures: dict[str, tuple[int, ...]] = {}
-    for number, structure in enumerate(inventory.structures):
+    first = {entry.name: entry for structure in inventory.structures[:1] for entry in structure.tensors}
+    structures: dict[str, tuple[int, ...]] = dict.fromkeys(first, (0,))
+    for number, structure in enumerate(inventory.structures[1:], 1):
         longer: dict[tuple[int, ...], tuple[int, ...]] = {}
         for entry in structure.tensors:
             name = entry.name

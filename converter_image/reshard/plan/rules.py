@@ -39,6 +39,12 @@ def selection(include: Sequence[str], exclude: Sequence[str]) -> Callable[[str],
     return is_wanted
 
 
+def matching(names: Iterable[str], patterns: Sequence[str]) -> set[str]:
+    """Return the names that at least one pattern matches."""
+    compiled = list(map(NamePattern, patterns))
+    return {name for name in names if any(pattern.matches(name) for pattern in compiled)} if compiled else set()
+
+
 def refuse_nothing(parameters: Collection[object], excluded: Collection[str]) -> None:
     """Check that the source contains parameters other than the excluded ones.
 
