@@ -175,7 +175,7 @@ class CkptFormat(OutputDefaults):
                 if dtype.safetensors
                 else "save the checkpoint without this parameter",
             )
-        return tensor.whole != (0,)
+        return (tensor.whole or tensor.shape) != (0,)
 
     def content_order(self, tensors: Sequence[OutputTensor]) -> Sequence[int]:
         """Return the order of the tensors as it is."""

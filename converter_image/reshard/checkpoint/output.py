@@ -19,8 +19,8 @@ class OutputTensor(msgspec.Struct, frozen=True, gc=False):
         dtype: name of the type in `reshard.checkpoint.dtypes`.
         shape: lengths of the slice in elements. For a `str`: the number of UTF-32 characters.
         nbytes: length of the content in bytes.
-        start: index of the slice's first element in the whole tensor. Default: 0 along each dimension.
-        whole: lengths of the whole tensor. Default: `shape`.
+        start: index of the slice's first element in the whole tensor. Empty: 0 along each dimension.
+        whole: lengths of the whole tensor. Empty: `shape`.
         keys: keys and positions that lead to the value in nested dicts and lists. Empty: the name alone.
     """
 
@@ -31,12 +31,6 @@ class OutputTensor(msgspec.Struct, frozen=True, gc=False):
     start: tuple[int, ...] = ()
     whole: tuple[int, ...] = ()
     keys: tuple[str | int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.shape and not self.start:
-            msgspec.structs.force_setattr(self, "start", (0,) * len(self.shape))
-        if self.shape and not self.whole:
-            msgspec.structs.force_setattr(self, "whole", self.shape)
 
 
 @dataclass(frozen=True, slots=True)

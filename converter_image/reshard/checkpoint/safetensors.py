@@ -114,7 +114,9 @@ def _blocks(entry: TensorEntry) -> Iterator[tuple[int, int]]:
 
 def content_order(tensors: Sequence[OutputTensor]) -> list[int]:
     """Return the order in which the safetensors library writes contents: by type, widest first, then by name."""
-    return sorted(range(len(tensors)), key=lambda i: (-SAFETENSORS_ORDER[DTYPES[tensors[i].dtype].safetensors], tensors[i].name))
+    ranks = {name: -SAFETENSORS_ORDER[DTYPES[name].safetensors] for name in {tensor.dtype for tensor in tensors}}
+    keys = [(ranks[tensor.dtype], tensor.name) for tensor in tensors]
+    return sorted(range(len(tensors)), key=keys.__getitem__)
 
 
 def pieces(tensors: Sequence[OutputTensor], metadata: Mapping[str, str], crc: int | None) -> Iterator[bytes | Span]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.inventory import TensorEntry
@@ -95,8 +96,8 @@ class Holders:
         structure = self.structure_of[rank]
         entries = self._entries.get(structure)
         if entries is None:
-            entries = {entry.name: entry for entry in self._model.inventory.structures[structure].tensors}
-            self._entries[structure] = entries
+            tensors = self._model.inventory.structures[structure].tensors
+            entries = self._entries[structure] = dict(zip(map(attrgetter("name"), tensors), tensors, strict=True))
         return entries[name]
 
 

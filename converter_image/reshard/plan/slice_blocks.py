@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from heapq import nsmallest
+from itertools import groupby
 from math import prod
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from reshard.checkpoint.dtypes import DTYPES
@@ -44,8 +47,9 @@ class Slices:
 
     def __init__(self, model: Model) -> None:
         self._devices, self._inventory, self._holders = model.source_devices, model.inventory, Holders(model)
-        self._kinds = {kind for kind in model.kinds if kind.source is not None and 0 not in kind.shape}
-        self._parameters = {p.source_name: p for p in model.parameters if p.kind in self._kinds}
+        self._parameters: dict[Kind, list[Parameter]] = defaultdict(list)
+        for parameter in model.of_kinds(lambda kind: kind.source is not None and 0 not in kind.shape):
+            self._parameters[parameter.kind].append(parameter)
         self._cut: dict[tuple[int, int], list[tuple[Parameter, Layout]]] = {}
 
     def ranks(self, most: int, suspects: Collection[int] = ()) -> tuple[int, ...]:
@@ -84,13 +88,19 @@ class Slices:
         """Return the largest sharded parameters of a structure in a stage, each with its layout."""
         found = self._cut.get((structure, stage))
         if found is None:
-            held = ((kind, _layout(kind, stage)) for kind in self._kinds)
+            held = ((kind, _layout(kind, stage)) for kind in self._parameters if structure in kind.structures)
             layouts = {kind: layout for kind, layout in held if layout is not None and prod(layout.parts) > 1}
-            named = (self._parameters.get(entry.name) for entry in self._inventory.structures[structure].tensors)
-            ordered = ((-p.kind.nbytes, p.source_name) for p in named if p is not None and p.kind in layouts)
-            largest = [self._parameters[name] for _, name in nsmallest(_BLOCKS_PER_RANK, ordered)]
+            largest: list[Parameter] = []
+            for _, kinds in groupby(sorted(layouts, key=_size, reverse=True), _size):
+                named = {p.source_name: p for kind in kinds for p in self._parameters[kind]}
+                largest += [named[name] for name in nsmallest(_BLOCKS_PER_RANK - len(largest), named)]
+                if len(largest) == _BLOCKS_PER_RANK:
+                    break
             found = self._cut[structure, stage] = [(p, layouts[p.kind]) for p in largest]
         return found
+
+
+_size = attrgetter("nbytes")
 
 
 def _layout(kind: Kind, stage: int) -> Layout | None:

@@ -273,7 +273,8 @@ def _check_devices(stages: Mapping[int, Mapping[str, Layout]], files: Mapping[in
     first: tuple[str, int, int] | None = None
     for stage, layouts in stages.items():
         # Few layouts are distinct objects, and comparing these takes less time.
-        for name, layout in {id(layout): (name, layout) for name, layout in layouts.items()}.values():
+        for name in {id(layout): name for name, layout in layouts.items()}.values():
+            layout = layouts[name]
             if first is None:
                 first = (name, stage, layout.devices)
             elif layout.devices != first[2]:

@@ -178,7 +178,8 @@ def check_stages(
 
 def _bytes_to_write(model: Model, options: Options, *, single: bool) -> int:
     """Return the approximate number of bytes that the transform writes. For an index: the bytes that all ranks load."""
-    total = sum(p.kind.slice_nbytes * model.target_devices * len(p.kind.target_stages) for p in model.parameters)
+    counts = Counter([parameter.kind for parameter in model.parameters])
+    total = sum(kind.slice_nbytes * model.target_devices * len(kind.target_stages) * n for kind, n in counts.items())
     ranks = model.target_ranks
     if single:
         ranks = 1

@@ -134,7 +134,7 @@ class DistributedFormat(OutputDefaults):
             at = 0
             for tensor in file.tensors:
                 described.setdefault(tensor.name, tensor)
-                start, length = None if tensor.dtype == OBJECT else tensor.start, _length(tensor)
+                start, length = None if tensor.dtype == OBJECT else tensor.start or (0,) * len(tensor.shape), _length(tensor)
                 shards[tensor.name].setdefault(start, Shard(start, tensor.shape, file.path, at, length))
                 at += length
         values = {name: _value(described[name], list(shards[name].values())) for name in sorted(described)}
@@ -175,4 +175,4 @@ def _value(tensor: OutputTensor, shards: list[Shard]) -> Value:
     if tensor.dtype == OBJECT:
         return Value(None, (), keys, shards)
     shards.sort(key=lambda shard: shard.start or ())
-    return Value(DTYPES[tensor.dtype].torch, tensor.whole, keys, shards)
+    return Value(DTYPES[tensor.dtype].torch, tensor.whole or tensor.shape, keys, shards)
