@@ -1,0 +1,174 @@
+"""Fingerprints of tensors that do not depend on their layout: those of disjoint boxes add up to that of the tensor.
+
+The bytes of a row-major tensor are divided into rows: the trailing dimensions that have at least `ROW_BYTES` together, or all of
+them. Each row is divided into chunks of `CHUNK_BYTES`, and each chunk into little-endian words of 8 bytes. The last word of a row
+is filled with zeros. The fingerprint is the sum modulo 2^64 of
+
+    a(chunk) * b(word) * (value + (value >> 32))
+
+over all words. `chunk` is the number of the chunk in the tensor, `word` the number of the word in its chunk, and `a` and `b`
+are odd numbers, see `odd`. The bytes of a word that several boxes share add up without carries, so each box can take the others
+as zeros. A multiplication modulo 2^64 loses the upper bits of a difference. The shift therefore adds them to the lower bits too.
+`docs/decisions/0004-fingerprints.md` contains measurements and the probability of collisions.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reshard.layout.box import Box, strides
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    Words = np.ndarray[Any, np.dtype[np.uint64]]
+    Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+    Shape = tuple[int, ...]
+
+ROW_BYTES = 1 << 10
+CHUNK_BYTES = 32 << 10
+_WORD = 8
+_SCRATCH_WORDS = 32 << 10  # half of the level 2 cache of common processors, for two buffers
+_SCATTERED_BYTES = 256 << 10
+
+
+def odd(numbers: Words, seed: int) -> Words:
+    """Return odd pseudo-random numbers: the output function of SplitMix64 at these positions of its sequence."""
+    mixed = (numbers + np.uint64(seed)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed ^= mixed >> np.uint64(30)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    mixed |= np.uint64(1)
+    return mixed
+
+
+OF_CHUNKS, OF_WORDS = 0x5245534841524431, 0x7461626C65206221  # seeds of the weights a and b
+_OF_WORDS = odd(np.arange(CHUNK_BYTES // _WORD, dtype=np.uint64), OF_WORDS)
+
+
+def first_of_row(shape: Shape, itemsize: int) -> int:
+    """Return the first dimension of the rows of a tensor."""
+    dimension, nbytes = len(shape), itemsize
+    while dimension and nbytes < ROW_BYTES:
+        dimension -= 1
+        nbytes *= shape[dimension]
+    return dimension
+
+
+class Fingerprints:
+    """Calculates fingerprints of boxes. It keeps its memory, so only one thread may use it at a time."""
+
+    def __init__(self) -> None:
+        self._words, self._mixed = np.zeros(_SCRATCH_WORDS, np.uint64), np.empty(_SCRATCH_WORDS, np.uint64)
+
+    def of_box(self, content: memoryview, shape: Shape, box: Box, itemsize: int) -> int:
+        """Return the fingerprint of a box of a tensor.
+
+        Args:
+            content: elements of the box, row-major.
+            shape: shape of the whole tensor.
+            box: the box.
+            itemsize: length of an element in bytes.
+        """
+        return int(self.of_boxes(np.frombuffer(content, np.uint8)[None], shape, box, itemsize)[0])
+
+    def of_boxes(self, contents: Bytes, shape: Shape, box: Box, itemsize: int) -> Words:
+        """Return the fingerprints of the same box of several tensors. Each row of `contents` is the box of one tensor."""
+        first = first_of_row(shape, itemsize)
+        total = np.zeros(len(contents), np.uint64)
+        if not box.size:
+            return total
+        inner = prod(shape[first + 1 :]) * itemsize
+        partial = box.shape[first + 1 :] != shape[first + 1 :]
+        for part, content in _pieces(contents, box, first, inner, itemsize) if partial else [(box, contents)]:
+            steps = strides(shape[:first])
+            rows = np.zeros((1,) * first, np.uint64)
+            for axis, (start, count) in enumerate(zip(part.start[:first], part.shape[:first], strict=True)):
+                numbers = np.arange(start, start + count, dtype=np.uint64) * np.uint64(steps[axis])
+                rows = rows + numbers.reshape((1,) * axis + (-1,) + (1,) * (first - axis - 1))
+            offset, length = (part.start[first] * inner, part.shape[first] * inner) if first < len(shape) else (0, itemsize)
+            if partial:
+                content = _scattered(content, part, shape, first, itemsize)  # noqa: PLW2901 - the same elements with zeros between
+            chunks = -(-max(1, prod(shape[first:]) * itemsize) // CHUNK_BYTES)
+            total += self._of_rows(content.reshape(len(contents), -1, length), rows.ravel() * np.uint64(chunks), offset)
+        return total
+
+    def _of_rows(self, content: Bytes, first_chunks: Words, offset: int) -> Words:
+        """Return the sums of the same range of bytes of several rows. `first_chunks` are the numbers of their first chunks."""
+        length = content.shape[2]
+        at, total = 0, np.zeros(len(content), np.uint64)
+        while at < length:
+            chunk, within = divmod(offset + at, CHUNK_BYTES)
+            if within == 0 and (count := (length - at) // CHUNK_BYTES) > 1:
+                numbers = np.arange(chunk, chunk + count, dtype=np.uint64)
+                for row, number in enumerate(first_chunks):
+                    whole = content[:, row, at : at + count * CHUNK_BYTES].reshape(len(content), count, CHUNK_BYTES)
+                    total += self._sum(whole, odd(number + numbers, OF_CHUNKS), 0)
+                at += count * CHUNK_BYTES
+                continue
+            end = min(length, at + CHUNK_BYTES - within)
+            weights = odd(first_chunks + np.uint64(chunk), OF_CHUNKS)
+            total += self._sum(content[:, :, at:end], weights, within)
+            at = end
+        return total
+
+    def _sum(self, content: Bytes, weights: Words, within: int) -> Words:
+        """Return the sums of ranges of chunks with these weights. The ranges start at byte `within` of their chunks."""
+        tensors, rows, length = content.shape
+        first, before = divmod(within, _WORD)
+        count = -(-(before + length) // _WORD)
+        columns = _OF_WORDS[first : first + count]
+        aligned = not before and not length % _WORD and not content.ctypes.data % _WORD
+        words = content.view(np.uint64) if aligned and not any(s % _WORD for s in content.strides[:2]) else None
+        at_once = _SCRATCH_WORDS // count
+        many, few = max(1, at_once // rows), min(rows, at_once)
+        total = np.zeros(tensors, np.uint64)
+        for tensor in range(0, tensors, many):
+            for row in range(0, rows, few):
+                here = slice(tensor, tensor + many), slice(row, row + few)
+                some = self._padded(content[here], before, count) if words is None else words[here]
+                mixed = self._mixed[: some.size].reshape(some.shape)
+                np.right_shift(some, np.uint64(32), out=mixed)
+                np.add(mixed, some, out=mixed)
+                sums = np.einsum("r,trw->tw", weights[here[1]], mixed)
+                sums *= columns
+                total[here[0]] += np.add.reduce(sums, axis=1)
+        return total
+
+    def _padded(self, content: Bytes, before: int, count: int) -> Words:
+        """Return bytes as words, with zeros before and after them."""
+        words = self._words[: content.shape[0] * content.shape[1] * count].reshape(*content.shape[:2], count)
+        if before or content.shape[2] % _WORD:
+            words[:, :, 0] = words[:, :, -1] = 0
+        words.view(np.uint8)[:, :, before : before + content.shape[2]] = content
+        return words
+
+
+def _pieces(contents: Bytes, box: Box, first: int, inner: int, itemsize: int) -> Iterator[tuple[Box, Bytes]]:
+    """Yield the parts of a box that do not need more than `_SCATTERED_BYTES` if their rows are completed with zeros."""
+    lengths = box.shape[: first + 1]
+    if prod(lengths) * inner * len(contents) <= _SCATTERED_BYTES or max(lengths) == 1:
+        yield box, contents
+        return
+    axis = next(i for i, length in enumerate(lengths) if length > 1)
+    elements = contents.reshape(len(contents), *lengths, -1)
+    for start, end in ((0, lengths[axis] // 2), (lengths[axis] // 2, lengths[axis])):
+        half = Box(
+            (*box.start[:axis], box.start[axis] + start, *box.start[axis + 1 :]),
+            (*box.shape[:axis], end - start, *box.shape[axis + 1 :]),
+        )
+        some = elements[(slice(None), *(slice(None),) * axis, slice(start, end))].reshape(len(contents), -1)
+        yield from _pieces(some, half, first, inner, itemsize)
+
+
+def _scattered(content: Bytes, box: Box, shape: Shape, first: int, itemsize: int) -> Bytes:
+    """Return the rows of a box, with zeros for the elements of the dimensions after `first` that it does not contain."""
+    rows = np.zeros((len(content), *box.shape[: first + 1], *shape[first + 1 :], itemsize), np.uint8)
+    window = (slice(None),) * (first + 2) + Box(box.start[first + 1 :], box.shape[first + 1 :]).slices()
+    rows[window] = content.reshape(len(content), *box.shape, itemsize)
+    return rows.reshape(len(content), -1)
