@@ -168,6 +168,8 @@ class ParameterRecord(_Document, frozen=True, omit_defaults=True):
         rounded: number of elements in all files whose value a cast has changed, including overflows. null if the parameter is not
             cast. If several records have a name, the first that is cast has the number of all.
         overflowed: number of finite elements in all files that a cast has made infinite, likewise.
+        fingerprint: fingerprint of the whole tensor as it was written, as 16 hexadecimal digits, see
+            `reshard.layout.fingerprint`. null if it is not known. In the draft of a manifest: that of the source.
     """
 
     name: str
@@ -176,6 +178,7 @@ class ParameterRecord(_Document, frozen=True, omit_defaults=True):
     keys: Keys | None = None
     rounded: int | None = None
     overflowed: int | None = None
+    fingerprint: str | None = None
 
     @property
     def loss(self) -> Loss | None:

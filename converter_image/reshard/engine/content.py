@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.output import Piece
     from reshard.engine.bands import Batch
+    from reshard.engine.fingerprints import FileFingerprints
     from reshard.engine.gather import SourceFiles
     from reshard.engine.memory import PassBudget
     from reshard.engine.task import Task
@@ -48,6 +49,7 @@ class Conditions:
     Attributes:
         content: meter of what is fetched of the source's tensors, without checks.
         losses: counters of the elements that casts change.
+        fingerprints: fingerprints of the tensors of the file. None: they are not calculated.
         progress: receiver of the progress.
         cancellation: object that cancels the work from another thread.
         budget: memory and threads for data on its way.
@@ -55,6 +57,7 @@ class Conditions:
 
     content: Meter = field(default_factory=Meter)
     losses: Losses = field(default_factory=Losses)
+    fingerprints: FileFingerprints | None = None
     progress: Progress = field(default_factory=Silent)
     cancellation: Cancellation = field(default_factory=Cancellation)
     budget: Budget = field(default_factory=Budget)
@@ -160,7 +163,7 @@ def assemble(task: Task, plan: RankPlan, writer: Writer, conditions: Conditions,
         files.expect(plan.sources, reads(sent), conditions.budget)
         for part in planned:
             if part.rank is None:
-                carry_out(laid_out[part.first : part.end], files, emit, conditions.losses)
+                carry_out(laid_out[part.first : part.end], files, emit, conditions.losses, conditions.fingerprints)
                 if part is not planned[-1]:
                     writer.cut()
             else:
@@ -201,7 +204,8 @@ def produce(task: Task, plan: RankPlan, writer: Writer, conditions: Conditions) 
         files.expect(plan.sources, _reads(task, plan, crc), conditions.budget)
         threads = conditions.budget.writes if content.any_order else 1
         steps = moves(plan, task.pieces(plan.rank, crc))
-        carry_out(steps, files, content.emit_later, conditions.losses, threads=threads if plan.written_nbytes > PART_BYTES else 0)
+        threads = threads if plan.written_nbytes > PART_BYTES else 0
+        carry_out(steps, files, content.emit_later, conditions.losses, conditions.fingerprints, threads=threads)
         digest = content.finish()
         files.check_unchanged()
     return digest
@@ -220,12 +224,14 @@ class Shared(NamedTuple):
         opened: context in which the content is produced. It yields a callback with the next part, whose buffer is reused after it
             returns. After the last part, the context ends.
         losses: counters of the elements that casts change.
+        fingerprints: fingerprints of the tensors of the file.
         fetched: callback with what will be fetched for this content. What several of them use is divided among them.
     """
 
     plan: RankPlan
     opened: AbstractContextManager[Callable[[memoryview], None]]
     losses: Losses
+    fingerprints: FileFingerprints | None = None
     fetched: Callable[[Traffic], None] = lambda _: None
 
 
@@ -247,7 +253,8 @@ def produce_together(
         sums = [_HeaderSum(content.plan, cancellation) for content in contents]
         by_name = sorted(task.model.parameters, key=lambda parameter: parameter.name)
         summed = [
-            content._replace(opened=nullcontext(each.emit), losses=Losses()) for content, each in zip(contents, sums, strict=True)
+            content._replace(opened=nullcontext(each.emit), losses=Losses(), fingerprints=None)
+            for content, each in zip(contents, sums, strict=True)
         ]
         _carry_out(summed, [each.spans for each in sums], by_name, files, budget)
         crcs = [each.crc for each in sums]
@@ -264,7 +271,7 @@ def _carry_out(
 ) -> None:
     """Produce these pieces of the contents, which contain the parameters in this order."""
     steps = [FileMoves(content.plan, each, budget.tile) for content, each in zip(contents, pieces, strict=True)]
-    sinks = [Sink(content.opened, content.losses) for content in contents]
+    sinks = [Sink(content.opened, content.losses, content.fingerprints) for content in contents]
     found = batches(steps, parameters, budget.batch, budget.gap)
     carry_out_together(_counted(found, contents, budget.longest), files, sinks, budget)
 

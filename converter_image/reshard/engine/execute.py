@@ -19,6 +19,7 @@ from reshard.storage.buffers import ALIGNMENT
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from reshard.engine.fingerprints import FileFingerprints
     from reshard.engine.gather import SourceFiles
     from reshard.engine.moves import Fill, Move
     from reshard.engine.overlap import Emit, Output
@@ -26,7 +27,15 @@ if TYPE_CHECKING:
     from reshard.plan.columns import Numbers
 
 
-def carry_out(moves: Iterable[Move], files: SourceFiles, emit: Emit, losses: Losses | None = None, *, threads: int = 0) -> None:
+def carry_out(
+    moves: Iterable[Move],
+    files: SourceFiles,
+    emit: Emit,
+    losses: Losses | None = None,
+    fingerprints: FileFingerprints | None = None,
+    *,
+    threads: int = 0,
+) -> None:
     """Produce the bytes of these moves, in order.
 
     Args:
@@ -34,6 +43,7 @@ def carry_out(moves: Iterable[Move], files: SourceFiles, emit: Emit, losses: Los
         files: files of the source.
         emit: callback with the next part of the file, see `emitting`.
         losses: counters of the elements that casts change.
+        fingerprints: fingerprints of the tensors, to which these moves are added.
         threads: number of threads that write, see `emitting`.
 
     Raises:
@@ -41,7 +51,7 @@ def carry_out(moves: Iterable[Move], files: SourceFiles, emit: Emit, losses: Los
         Exception: `emit` failed. It is not called again.
     """
     with emitting(emit, BUFFER_BYTES, threads) as output:
-        tiles = Tiles(Gatherer(files, TILE_BYTES), output, PART_BYTES, losses)
+        tiles = Tiles(Gatherer(files, TILE_BYTES), output, PART_BYTES, losses, fingerprints)
         for move in moves:
             tiles.carry_out(move)
         tiles.finish()
@@ -58,10 +68,18 @@ class Tiles:
         output: output of the file. Its buffers have room for `ALIGNMENT` more than the tiles.
         tile_bytes: maximum length of a tile.
         losses: counters of the elements that casts change.
+        fingerprints: fingerprints of the tensors of the file.
     """
 
-    def __init__(self, gatherer: Gatherer, output: Output, tile_bytes: int, losses: Losses | None = None) -> None:
-        self._producer = Producer(gatherer, losses)
+    def __init__(
+        self,
+        gatherer: Gatherer,
+        output: Output,
+        tile_bytes: int,
+        losses: Losses | None = None,
+        fingerprints: FileFingerprints | None = None,
+    ) -> None:
+        self._producer = Producer(gatherer, losses, fingerprints)
         self._output, self._tile_bytes = output, tile_bytes
         self._tile = output.buffer  # it continues the buffer from `_start`
         self._start = self._filled = self._emitted = 0
@@ -110,10 +128,10 @@ def fill(moves: Iterable[Move], gatherer: Gatherer, into: memoryview) -> None:
 
 
 class Producer:
-    """Carries out the moves of one buffer after another, and calculates the CRC32 that a checksum depends on."""
+    """Carries out the moves of one buffer after another, and calculates the fingerprints, and the CRC32 of a checksum."""
 
-    def __init__(self, gatherer: Gatherer, losses: Losses | None = None) -> None:
-        self._gatherer = gatherer
+    def __init__(self, gatherer: Gatherer, losses: Losses | None = None, fingerprints: FileFingerprints | None = None) -> None:
+        self._gatherer, self._fingerprints = gatherer, fingerprints
         self._losses = Losses() if losses is None else losses
         self._uncast = memoryview(b"")
         self._crc = 0
@@ -131,7 +149,10 @@ class Producer:
         if isinstance(move, Small):
             self._small.append((at, move))
         else:
-            self._fill(move, into[at : at + move.nbytes])
+            view = into[at : at + move.nbytes]
+            self._fill(move, view)
+            if self._fingerprints is not None:
+                self._fingerprints.add(move.number, move.box, view)
         if move.summed:
             self._sums.append((at, move.nbytes))
         return move.nbytes
@@ -143,6 +164,8 @@ class Producer:
                 self._gatherer.read_small(tensors, into)
             else:
                 self._cast_small(tensors, tensors.targets, into)
+        if self._fingerprints is not None and self._small:
+            self._fingerprints.add_small(self._small, into)
         for at, found in self._sums:
             if isinstance(found, Checksum):
                 into[at : at + found.length] = found.render(self._crc)

@@ -54,6 +54,7 @@ class Fill(NamedTuple):
         copies: copies that fill the box.
         parameter: parameter that contains the elements.
         nbytes: length of the box in the target's type, in bytes.
+        number: number of the tensor in the plan of the file.
         summed: whether the next `Checksum` depends on these bytes.
     """
 
@@ -61,6 +62,7 @@ class Fill(NamedTuple):
     copies: tuple[Copy, ...]
     parameter: Parameter
     nbytes: int
+    number: int = 0
     summed: bool = False
 
 
@@ -179,7 +181,7 @@ class FileMoves:
             yield from self._room.make(min(_SPLINTER_BYTES, end - at))
             fill = self._content.next(at, min(self._room.left, end - at))
             yield from self._room.take(fill.nbytes)
-            yield fill._replace(summed=True) if self._summed else fill
+            yield fill._replace(number=number, summed=self._summed)
             at += fill.nbytes
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from reshard.engine.bands import Batch
     from reshard.engine.cast import Losses
+    from reshard.engine.fingerprints import FileFingerprints
     from reshard.engine.gather import SourceFiles
     from reshard.engine.memory import PassBudget
     from reshard.engine.moves import Move
@@ -36,10 +37,12 @@ class Sink:
         opened: context in which the file is written. It yields a callback with the next part of the file, whose buffer is reused
             after it returns. The file is complete when the context ends without an error.
         losses: counters of the elements that casts change.
+        fingerprints: fingerprints of the tensors of the file.
     """
 
     opened: AbstractContextManager[Callable[[memoryview], None]]
     losses: Losses
+    fingerprints: FileFingerprints | None = None
 
 
 def carry_out_together(batches: Iterable[Batch], files: SourceFiles, sinks: Sequence[Sink], budget: PassBudget) -> None:
@@ -192,7 +195,8 @@ class _Output:
         """Carry out the next moves, which use a batch. Complete the file if they are the last."""
         if self._tiles is None:
             output = Output(self._stack.enter_context(self._sink.opened), self._buffer)
-            self._tiles = Tiles(Gatherer(self._batch, self._tile_bytes), output, self._tile_bytes, self._sink.losses)
+            gatherer, sink = Gatherer(self._batch, self._tile_bytes), self._sink
+            self._tiles = Tiles(gatherer, output, self._tile_bytes, sink.losses, sink.fingerprints)
         self._batch.fetched = fetched
         for move in moves:
             self._tiles.carry_out(move)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from reshard.checkpoint.manifest import FileRecord, LinkRecord
 from reshard.checkpoint.output import Span
 from reshard.engine.content import Conditions, assemble, produce
+from reshard.engine.fingerprints import FileFingerprints
 from reshard.engine.memory import HEADERS_AHEAD_BYTES
 from reshard.engine.verify import check_file, differing_copy, unreadable
 from reshard.errors import BugError, DataError, ReshardError
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.manifest import Verified
     from reshard.checkpoint.output import OutputTensor
-    from reshard.engine.cast import Losses
     from reshard.engine.memory import Budget
     from reshard.engine.task import Task
     from reshard.plan import RankPlan
@@ -86,9 +86,11 @@ class Run:
     cancellation: Cancellation
     progress: Progress
 
-    def conditions(self, budget: Budget) -> Conditions:
-        """Return new conditions for producing a file."""
-        return Conditions(progress=self.progress, cancellation=self.cancellation, budget=budget)
+    def conditions(self, plan: RankPlan, budget: Budget) -> Conditions:
+        """Return new conditions for producing the file of a rank."""
+        return Conditions(
+            fingerprints=FileFingerprints(plan), progress=self.progress, cancellation=self.cancellation, budget=budget
+        )
 
 
 class RankFile:
@@ -97,7 +99,7 @@ class RankFile:
     Args:
         run: run that writes the file.
         plan: plan of the rank.
-        losses: counters of the elements that casts change.
+        conditions: conditions for producing the content.
         fetched: function that returns what was fetched for the file, after it was produced.
         memory: number of bytes that are buffered for an upload.
 
@@ -106,10 +108,10 @@ class RankFile:
         compared: whether an equal file has been compared with the source. To compare every byte, the digests are then enough.
     """
 
-    def __init__(self, run: Run, plan: RankPlan, losses: Losses, fetched: Callable[[], Traffic], memory: int) -> None:
+    def __init__(self, run: Run, plan: RankPlan, conditions: Conditions, fetched: Callable[[], Traffic], memory: int) -> None:
         self.digest = ""
         self.compared = False
-        self._run, self._plan, self._losses, self._fetched, self._memory = run, plan, losses, fetched, memory
+        self._run, self._plan, self._conditions, self._fetched, self._memory = run, plan, conditions, fetched, memory
         self._path = run.task.path(plan.rank)
         self._record: FileRecord | None = None
 
@@ -204,7 +206,7 @@ class RankFile:
         if temporary is not None:
             run.check_lock()
             file.finish()
-        fetched, lost = self._fetched(), self._losses.total
+        fetched, lost = self._fetched(), self._conditions.losses.total
         self._record = FileRecord(
             rank=self._plan.rank,
             path=path,
@@ -224,7 +226,10 @@ class RankFile:
         )
         nbytes = self._record.bytes_written
         measured.measure(bytes_fetched=fetched.nbytes, requests=fetched.requests, bytes_written=nbytes)
-        run.state.record(self._record, self._losses.by_name)
+        fingerprints = self._conditions.fingerprints
+        run.state.record(
+            self._record, self._conditions.losses.by_name, fingerprints.records() if fingerprints is not None else ()
+        )
 
 
 def write_rank(run: Run, rank: int, budget: Budget, slots: threading.Semaphore) -> Written:
@@ -243,8 +248,9 @@ def write_rank(run: Run, rank: int, budget: Budget, slots: threading.Semaphore) 
     with ExitStack() as slot:
         slot.enter_context(slots)
         run.cancellation.check()  # another rank may have failed while this one waited
-        task, plan, conditions = run.task, run.task.planner.plan(rank), run.conditions(budget)
-        file = RankFile(run, plan, conditions.losses, lambda: conditions.content.traffic, budget.upload)
+        task, plan = run.task, run.task.planner.plan(rank)
+        conditions = run.conditions(plan, budget)
+        file = RankFile(run, plan, conditions, lambda: conditions.content.traffic, budget.upload)
         limits = run.state.target.store.part_limits if task.request.options.copy_mode == "Server" else None
         with file.opened(slot.close) as writer:
             file.digest = assemble(task, plan, writer, conditions, limits) if limits else produce(task, plan, writer, conditions)

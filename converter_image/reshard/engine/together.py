@@ -52,14 +52,16 @@ def write_together(run: Run, contents: Sequence[tuple[int, ...]], budget: PassBu
         ThreadPoolExecutor(budget.equal, thread_name_prefix="reshard-equal") as pool,
     ):
         for equal in contents:
-            conditions = run.conditions(Budget())
-            files = [RankFile(run, plans[r], conditions.losses, partial(shares.take, r), budget.upload) for r in equal]
+            conditions = run.conditions(plans[equal[0]], Budget())
+            files = [RankFile(run, plans[r], conditions, partial(shares.take, r), budget.upload) for r in equal]
             made += files
             # In the context of this operation: the threads of the pass have none.
             opened = [_Apart(file.opened()) for file in (files if link is None else files[:1])]
             links = [partial(copy_context().run, file.link_to, files[0], link) for file in files[1:]] if link is not None else []
             produced = _produced(run, files, opened, links, conditions, source, pool)
-            shared.append(Shared(plans[equal[0]], produced, conditions.losses, partial(shares.add, equal)))
+            shared.append(
+                Shared(plans[equal[0]], produced, conditions.losses, conditions.fingerprints, partial(shares.add, equal))
+            )
         produce_together(task, shared, source, run.cancellation, budget)
     return [file.written for file in made]
 

@@ -4,12 +4,11 @@ The bytes of a row-major tensor are divided into rows: the trailing dimensions t
 them. Each row is divided into chunks of `CHUNK_BYTES`, and each chunk into little-endian words of 8 bytes. The last word of a row
 is filled with zeros. The fingerprint is the sum modulo 2^64 of
 
-    a(chunk) * b(word) * (value + (value >> 32))
+    a(chunk) * b(word) * value
 
 over all words. `chunk` is the number of the chunk in the tensor, `word` the number of the word in its chunk, and `a` and `b`
 are odd numbers, see `odd`. The bytes of a word that several boxes share add up without carries, so each box can take the others
-as zeros. A multiplication modulo 2^64 loses the upper bits of a difference. The shift therefore adds them to the lower bits too.
-`docs/decisions/0004-fingerprints.md` contains measurements and the probability of collisions.
+as zeros. `docs/decisions/0004-fingerprints.md` contains measurements and the probability of collisions.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 ROW_BYTES = 1 << 10
 CHUNK_BYTES = 32 << 10
 _WORD = 8
-_SCRATCH_WORDS = 32 << 10  # half of the level 2 cache of common processors, for two buffers
+_SCRATCH_WORDS = 32 << 10  # words that are copied to be aligned, as few as fit into the CPU cache
 _SCATTERED_BYTES = 256 << 10
 
 
@@ -64,7 +63,7 @@ class Fingerprints:
     """Calculates fingerprints of boxes. It keeps its memory, so only one thread may use it at a time."""
 
     def __init__(self) -> None:
-        self._words, self._mixed = np.zeros(_SCRATCH_WORDS, np.uint64), np.empty(_SCRATCH_WORDS, np.uint64)
+        self._words = np.zeros(_SCRATCH_WORDS, np.uint64)
 
     def of_box(self, content: memoryview, shape: Shape, box: Box, itemsize: int) -> int:
         """Return the fingerprint of a box of a tensor.
@@ -123,21 +122,16 @@ class Fingerprints:
         first, before = divmod(within, _WORD)
         count = -(-(before + length) // _WORD)
         columns = _OF_WORDS[first : first + count]
-        aligned = not before and not length % _WORD and not content.ctypes.data % _WORD
-        words = content.view(np.uint64) if aligned and not any(s % _WORD for s in content.strides[:2]) else None
+        aligned = not (before or length % _WORD or content.ctypes.data % _WORD or any(n % _WORD for n in content.strides[:2]))
+        if aligned:
+            return _weighted(content.view(np.uint64), weights, columns)
         at_once = _SCRATCH_WORDS // count
         many, few = max(1, at_once // rows), min(rows, at_once)
         total = np.zeros(tensors, np.uint64)
         for tensor in range(0, tensors, many):
             for row in range(0, rows, few):
                 here = slice(tensor, tensor + many), slice(row, row + few)
-                some = self._padded(content[here], before, count) if words is None else words[here]
-                mixed = self._mixed[: some.size].reshape(some.shape)
-                np.right_shift(some, np.uint64(32), out=mixed)
-                np.add(mixed, some, out=mixed)
-                sums = np.einsum("r,trw->tw", weights[here[1]], mixed)
-                sums *= columns
-                total[here[0]] += np.add.reduce(sums, axis=1)
+                total[here[0]] += _weighted(self._padded(content[here], before, count), weights[here[1]], columns)
         return total
 
     def _padded(self, content: Bytes, before: int, count: int) -> Words:
@@ -147,6 +141,13 @@ class Fingerprints:
             words[:, :, 0] = words[:, :, -1] = 0
         words.view(np.uint8)[:, :, before : before + content.shape[2]] = content
         return words
+
+
+def _weighted(words: Words, weights: Words, columns: Words) -> Words:
+    """Return the sum of the words of each tensor, with the weights of their chunks and positions."""
+    sums: Words = np.einsum("r,trw->tw", weights, words)
+    sums *= columns
+    return np.add.reduce(sums, axis=1)  # type: ignore[no-any-return]  # numpy's stubs
 
 
 def _pieces(contents: Bytes, box: Box, first: int, inner: int, itemsize: int) -> Iterator[tuple[Box, Bytes]]:

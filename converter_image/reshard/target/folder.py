@@ -39,10 +39,11 @@ from reshard.parallel import parallel
 from reshard.storage.cancellable import CancellableReader
 from reshard.storage.digest import ContentDigest, is_version, matches, sample_of
 from reshard.storage.protocol import PROBE
+from reshard.target.fingerprints import FingerprintSums, SliceFingerprints
 from reshard.target.snapshot import TargetSnapshot, TaskRecord, Unfinished
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from reshard.checkpoint.inventory import CarriedFile
     from reshard.spec.storage_options import Link
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 LOCK = f"{STATE}/lock"
 _LARGEST_DOCUMENT = 4 << 30
 _LARGEST_RECORD = 1 << 20
-_LARGEST_RANK_RECORD = 1 << 30  # it names the parameters that casts have changed
+_LARGEST_RANK_RECORD = 1 << 30  # it names the parameters of the file
 _RECORDS_AT_ONCE = 32
 _DOCUMENTS = ("inventory.json", "draft.json", "stage.json")  # documents that may exceed a single request
 _RECORD = re.compile(r"rank_(\d{1,9})\.json", re.ASCII)
@@ -68,10 +69,11 @@ class _RankRecord(msgspec.Struct, frozen=True):
     file: FileRecord
 
 
-class _WithLosses(_RankRecord, frozen=True):
-    """The same with the changes that casts have made to each parameter."""
+class _WithParameters(_RankRecord, frozen=True):
+    """The same with the changes that casts have made to each parameter, and with the fingerprints of its slices."""
 
     losses: dict[str, Loss] = {}
+    fingerprints: tuple[SliceFingerprints, ...] = ()
 
 
 D = TypeVar("D")
@@ -333,9 +335,15 @@ class TaskState:
             if rank.isascii() and rank.isdigit() and int(rank) in ranks and writer not in writing:
                 self.target.store.delete(f"{self.folder}/tmp/{entry.name}")
 
-    def record(self, record: FileRecord, losses: Mapping[str, Loss]) -> None:
-        """Record that a rank's file is complete, durable and verified. `losses` are the changes of casts, by parameter."""
-        content = encode(_WithLosses(self.folder, record, dict(losses)))
+    def record(self, record: FileRecord, losses: Mapping[str, Loss], fingerprints: tuple[SliceFingerprints, ...] = ()) -> None:
+        """Record that a rank's file is complete, durable and verified.
+
+        Args:
+            record: record of the file.
+            losses: changes of casts, by parameter.
+            fingerprints: fingerprints of the slices in the file.
+        """
+        content = encode(_WithParameters(self.folder, record, dict(losses), fingerprints))
         self.target.store.write(f"{self.folder}/records/rank_{record.rank}.json", content, mode=self.target.mode)
 
     def recorded_ranks(self) -> set[int]:
@@ -343,24 +351,44 @@ class TaskState:
         names = (entry.name for entry in self.target.store.list(f"{self.folder}/records"))
         return {int(found[1]) for name in names if (found := _RECORD.fullmatch(name))}
 
-    def records(self, ranks: Iterable[int] | None, check: Callable[[], None] = lambda: None) -> dict[int, FileRecord]:
-        """Return the records of these ranks (None means all) as far as they are finished. `check` raises to cancel."""
+    def records(
+        self,
+        ranks: Iterable[int] | None,
+        check: Callable[[], None] = lambda: None,
+        fingerprints: FingerprintSums | None = None,
+    ) -> dict[int, FileRecord]:
+        """Return the records of ranks as far as they are finished.
+
+        Args:
+            ranks: the ranks. None means all.
+            check: function that raises to cancel.
+            fingerprints: sums to which the fingerprints of the slices in the files are added.
+        """
         wanted = None if ranks is None else {f"rank_{rank}.json" for rank in ranks}
         names = (entry.name for entry in self.target.store.list(f"{self.folder}/records"))
         listed = [name for name in names if name.endswith(".json") and (wanted is None or name in wanted)]
-        found = parallel(lambda name: self._record(name, _RankRecord), listed, check=check)
-        return {record.file.rank: record.file for record in found if record.task == self.folder}
+        if fingerprints is None:
+            found = parallel(lambda name: self._record(name, _RankRecord), listed, check=check)
+            return {record.file.rank: record.file for record in found if record.task == self.folder}
+        records = {}
+        for record in self._complete_records(listed, check):
+            if record.task == self.folder:
+                records[record.file.rank] = record.file
+                fingerprints.add(record.file.rank, record.fingerprints)
+        return records
 
     def losses(self, ranks: Iterable[int], check: Callable[[], None]) -> dict[str, Loss]:
         """Return the changes that casts have made in the files of these ranks, by parameter. `check` raises to cancel."""
         found: dict[str, Loss] = {}
-        names = [f"rank_{rank}.json" for rank in ranks]
+        for record in self._complete_records([f"rank_{rank}.json" for rank in ranks], check):
+            for name, loss in record.losses.items():
+                found[name] = found.get(name, Loss()).plus(loss)
+        return found
+
+    def _complete_records(self, names: Sequence[str], check: Callable[[], None]) -> Iterator[_WithParameters]:
         for start in range(0, len(names), _RECORDS_AT_ONCE):  # each can be large
             batch = names[start : start + _RECORDS_AT_ONCE]
-            for record in parallel(lambda name: self._record(name, _WithLosses), batch, check=check):
-                for name, loss in record.losses.items():
-                    found[name] = found.get(name, Loss()).plus(loss)
-        return found
+            yield from parallel(lambda name: self._record(name, _WithParameters), batch, check=check)
 
     def _record(self, name: str, kind: type[D]) -> D:
         path = f"{self.folder}/records/{name}"

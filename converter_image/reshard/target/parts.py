@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -141,13 +142,22 @@ def _parameters(manifests: Sequence[Manifest]) -> ParameterTable:
     """Return the parameters of all stages. Equal parameters of several stages are one, with the changes of casts in all."""
     kinds: dict[KindRecord, int] = {}
     found: dict[ParameterRecord, Loss | None] = {}
+    fingerprints: dict[ParameterRecord, set[str | None]] = defaultdict(set)
     for parameter, kind in (pair for manifest in manifests for pair in manifest.parameters):
         number = kinds.setdefault(kind, len(kinds))
-        loss, plain = parameter.loss, msgspec.structs.replace(parameter, kind=number, rounded=None, overflowed=None)
+        loss = parameter.loss
+        plain = msgspec.structs.replace(parameter, kind=number, rounded=None, overflowed=None, fingerprint=None)
+        fingerprints[plain].add(parameter.fingerprint)
         before = found.setdefault(plain, None)
         if loss is not None:
             found[plain] = (before or Loss()).plus(loss)
-    records = (parameter if loss is None else parameter.with_loss(loss) for parameter, loss in found.items())
+    records = (
+        msgspec.structs.replace(
+            parameter if loss is None else parameter.with_loss(loss),
+            fingerprint=fingerprints[parameter].pop() if len(fingerprints[parameter]) == 1 else None,
+        )
+        for parameter, loss in found.items()
+    )
     return ParameterTable(tuple(kinds), tuple(records))
 
 

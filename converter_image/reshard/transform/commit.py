@@ -18,6 +18,7 @@ from reshard.spec.ranks import format_ranks, parse_ranks
 from reshard.spec.request import STRICTNESS
 from reshard.storage.cancellable import CancellableStore
 from reshard.storage.digest import ContentDigest
+from reshard.target.fingerprints import FingerprintSums
 from reshard.target.folder import LOCK
 from reshard.target.lock import serialized
 from reshard.target.parts import all_there, unite, with_files, with_losses
@@ -25,6 +26,7 @@ from reshard.target.snapshot import TaskRecord
 from reshard.telemetry import durations, phase
 from reshard.transform.consistency import SharedParameter, check_stages
 from reshard.transform.documents import documents_of
+from reshard.transform.fingerprints import with_fingerprints
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -78,6 +80,8 @@ def commit_task(
         unfinished tasks.
 
     Raises:
+        BugError: a parameter differs from the source.
+        DataError: files of several ranks contain different copies of a slice.
         MissingInputError: a rank is not finished; or the stage was the last one, and all stages together lack a parameter.
         RequestError: only some ranks would replace a checkpoint.
     """
@@ -87,13 +91,16 @@ def commit_task(
     ranks = every if wanted is None else tuple(sorted({*wanted} & {*every}))
     if document.replaces:
         refuse_loss(target, snapshot, ranks, every, shape_of(draft))
-    records = recorded(target, document, snapshot, ranks, cancellation)
+    fingerprints = FingerprintSums()
+    records = recorded(target, document, snapshot, ranks, cancellation, fingerprints=fingerprints)
     least = STRICTNESS[verification]
     missing = tuple(rank for rank in ranks if rank not in records or STRICTNESS[records[rank].verified] < least)
     if missing:
         raise ranks_unfinished(target, ranks, missing)
     files = tuple(records[rank] for rank in ranks)
-    parameters = _with_losses(target, document, snapshot.manifest_for(document), draft, files, cancellation)
+    extended = snapshot.manifest_for(document)
+    parameters = _with_losses(target, document, extended, draft, files, cancellation)
+    parameters = with_fingerprints(parameters, fingerprints, draft, extended)
     manifest = msgspec.structs.replace(
         draft, ranks=format_ranks(ranks), files=files, parameters=parameters, key_check=document.key_check
     )
@@ -372,12 +379,16 @@ def recorded(
     cancellation: Cancellation,
     *,
     thorough: bool = False,
+    fingerprints: FingerprintSums | None = None,
 ) -> dict[int, FileRecord]:
-    """Return the finished ranks of a task, including those of a manifest that it extends."""
+    """Return the finished ranks of a task, including those of a manifest that it extends.
+
+    The fingerprints in the records are added to `fingerprints`. Those of ranks in the manifest are not known any more.
+    """
     state, manifest = target.task(document.digest), snapshot.manifest_for(document)
     known: dict[int, FileRecord] = {}
     if manifest is not None:
         known = {record.rank: record for record in manifest.files if record.stage == document.stage}
-    known |= state.records(ranks, cancellation.check)
+    known |= state.records(ranks, cancellation.check, fingerprints)
     there = state.locate(known.values(), staged=document.staged, thorough=thorough, check=cancellation.check)
     return {rank: found for rank, found in known.items() if found.path in there}

@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     from reshard.plan import Kind, Model
 
 
-def draft_manifest(task: Task, durations: Mapping[str, float]) -> Manifest:
+def draft_manifest(task: Task, durations: Mapping[str, float], fingerprints: Mapping[str, str] | None = None) -> Manifest:
     """Return the manifest of a task without files. The commit adds them, and needs nothing else of the source.
 
     Args:
         task: task of the manifest.
         durations: seconds of each phase so far.
+        fingerprints: fingerprints that parameters must have, by name, see `transform.fingerprints`.
     """
     model = task.model
     source = SourceRecord(
@@ -61,7 +62,7 @@ def draft_manifest(task: Task, durations: Mapping[str, float]) -> Manifest:
         bytes_needed=needed.total,
         bytes_distinct=needed.distinct,
         files=(),
-        parameters=_parameters(model),
+        parameters=_parameters(model, fingerprints or {}),
         source_only=model.source_only,
         target_only=model.target_only,
         not_in_files=model.not_in_files,
@@ -93,7 +94,7 @@ def _stage(task: Task, stage: int, source: SourceRecord) -> StageRecord:
     )
 
 
-def _parameters(model: Model) -> ParameterTable:
+def _parameters(model: Model, fingerprints: Mapping[str, str]) -> ParameterTable:
     numbers = {kind: number for number, kind in enumerate(model.kinds)}
     changed = {kind: None if kind.cast is None else 0 for kind in numbers}
     nested = model.inventory.keys
@@ -108,6 +109,7 @@ def _parameters(model: Model) -> ParameterTable:
                     (keys_of(model, p) or None) if nested else None,
                     changed[p.kind],
                     changed[p.kind],
+                    fingerprints.get(p.name),
                 )
                 for p in model.parameters
             ]

@@ -14,11 +14,13 @@ from reshard.target.snapshot import TaskRecord
 from reshard.telemetry import durations, phase
 from reshard.transform.commit import finish_interrupted, refuse_loss
 from reshard.transform.draft import draft_manifest
+from reshard.transform.fingerprints import expected_fingerprints
 from reshard.transform.prepare import encode_index
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
+    from reshard.checkpoint.manifest import Manifest
     from reshard.engine.task import Task
     from reshard.progress import Cancellation
     from reshard.target.folder import TargetFolder
@@ -39,9 +41,9 @@ def start(task: Task, target: TargetFolder, cancellation: Cancellation) -> tuple
     state, document = target.task(task.digest), snapshot.find_task(task.digest)
     if document is not None and document.versions != task.versions and not task.planned:
         document = msgspec.structs.replace(document, versions=task.versions)
-        state.refresh(document, encode_index(task), draft_manifest(task, durations()), task.carried)
+        state.refresh(document, encode_index(task), _draft(task), task.carried)
     elif document is not None:
-        state.restore(encode_index(task), draft_manifest(task, durations()), task.carried)
+        state.restore(encode_index(task), _draft(task), task.carried)
     else:
         replaces, renames = replaces_other(task, target, snapshot), target.store.renames
         document = TaskRecord(
@@ -61,10 +63,14 @@ def start(task: Task, target: TargetFolder, cancellation: Cancellation) -> tuple
         ]
         for other in discarded:
             target.discard(other, state)
-        document = state.begin(document, encode_index(task), draft_manifest(task, durations()), task.carried)
+        document = state.begin(document, encode_index(task), _draft(task), task.carried)
         snapshot = snapshot.started(document, discarded)
     _refuse_other_key(task, target, snapshot)  # of two processes that start it concurrently, one may have another key
     return document, snapshot
+
+
+def _draft(task: Task) -> Manifest:
+    return draft_manifest(task, durations(), expected_fingerprints(task))
 
 
 def refuse(task: Task, target: TargetFolder, snapshot: TargetSnapshot, *, commit: bool) -> None:
