@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from reshard.spec.rules import CastRule, PadRule, RenameRule
     from reshard.spec.storage_options import RequestStorageOptions, StorageOptions
     from reshard.transform.complete import commit_checkpoint
+    from reshard.transform.diff import DiffResult, diff_checkpoints
     from reshard.transform.plan import PlanResult, plan_transform
     from reshard.transform.run import Result, transform_checkpoint
     from reshard.transform.verify import VerifyResult, verify_checkpoint
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Cancellation": "reshard.progress",
     "CastRule": "reshard.spec.rules",
+    "DiffResult": "reshard.transform.diff",
     "Encryption": "reshard.spec.keys",
     "Key": "reshard.spec.keys",
     "LoadOptions": "reshard.online.load",
@@ -54,6 +56,7 @@ _HOME = {
     "StorageOptions": "reshard.spec.storage_options",
     "VerifyResult": "reshard.transform.verify",
     "commit_checkpoint": "reshard.transform.complete",
+    "diff_checkpoints": "reshard.transform.diff",
     "iter_tensors": "reshard.online.load",
     "load": "reshard.online.load",
     "load_into_net": "reshard.online.network",
@@ -65,6 +68,7 @@ _HOME = {
 __all__ = [
     "Cancellation",
     "CastRule",
+    "DiffResult",
     "Encryption",
     "Key",
     "LoadOptions",
@@ -82,6 +86,7 @@ __all__ = [
     "VerifyResult",
     "__version__",
     "commit_checkpoint",
+    "diff_checkpoints",
     "iter_tensors",
     "load",
     "load_into_net",

@@ -273,6 +273,23 @@ def inspect(path: str, how: str | None, step: int | None, files: str | None, **a
     )
 
 
+@cli.command(section=READ)
+@click.argument("a", type=PATH, metavar="A", help="Checkpoint directory, file, or s3://bucket/prefix.")
+@click.argument("b", type=PATH, metavar="B", help="Checkpoint to compare it with.")
+@options("diff")
+@click.pass_context
+def diff(context: click.Context, /, a: str, b: str, **arguments: Any) -> None:
+    """Compare the parameters of two checkpoints.
+
+    Layouts, formats and numbers of ranks may differ. The exit code is 0 if all parameters are equal, and 1 if some differ.
+    """
+    from reshard.cli import comparison
+
+    invocation: Invocation = context.obj
+    if comparison.compare(a, b, invocation.cancellation, **arguments):
+        context.exit(1)
+
+
 @cli.group(section=READ)
 def strategy() -> None:
     """Show and merge MindSpore strategy files."""

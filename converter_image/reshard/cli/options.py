@@ -36,7 +36,7 @@ _RANKS = f"{_PLAN} fetch"
 _WRITE = f"{_RANKS} convert"
 _LAYOUT = "layout-check layout-export layout-derive"  # they read the parameters of a checkpoint
 _SHARED = f"{_PLAN} convert"  # targets that several processes may write
-_REMOTE = f"{_WRITE} commit verify inspect layout-show layout-infer {_LAYOUT}"
+_REMOTE = f"{_WRITE} commit verify inspect diff layout-show layout-infer {_LAYOUT}"
 _RESULTS = f"{_REMOTE} run strategy-show version"
 
 # Help is read in a column of 45 characters.
@@ -175,6 +175,23 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             metavar="PATH",
             help="Sharding of the source: strategy file, directory with one per stage, or layout file."
             " Default: its manifest, else one whole rank.",
+        ),
+        *(
+            _option(
+                "diff",
+                f"--strategy-{side}",
+                type=PATH,
+                metavar="PATH",
+                help=f"Strategy file of {side.upper()}, directory with one per stage, or layout file. Default: its manifest"
+                " or metadata.",
+            )
+            for side in ("a", "b")
+        ),
+        _option(
+            "diff",
+            "--read",
+            is_flag=True,
+            help="Read all parameters, even if the manifests of both checkpoints have fingerprints.",
         ),
         _option(
             "inspect",
@@ -429,14 +446,15 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             "A longer dimension is padded with zeros. A shorter one is an error if the trimmed values are not all zero.",
         ),
         _option(
-            "inspect",
+            "inspect diff",
             "--parameter",
             "parameters",
             multiple=True,
             metavar="PATTERN",
-            help="Parameters to show, such as `*.weight`. Repeatable. Default: all.",
+            help="Parameters to show or compare, such as `*.weight`. Repeatable. Default: all.",
         ),
         _option("inspect", "--all", "every", is_flag=True, help="Show all parameters and files, one per line."),
+        _option("diff", "--all", "every", is_flag=True, help="Show all parameters that differ."),
     ),
     "Picture": (
         _option("plan", "--picture", is_flag=True, help="Draw the traffic between source ranks and target ranks."),
@@ -523,7 +541,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
     ),
     "Performance": (
         _option(
-            f"{_WRITE} run verify",
+            f"{_WRITE} run verify diff",
             "--workers",
             type=click.IntRange(1, 256),
             metavar="N",
@@ -572,7 +590,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
         ),
     ),
     "Encryption": (
-        *_key("decryption", "source", f"{_WRITE} inspect {_LAYOUT}", "decrypt the source"),
+        *_key("decryption", "source", f"{_WRITE} inspect diff {_LAYOUT}", "decrypt the source"),
         *_key("encryption", "target", _WRITE, "encrypt the target"),
     ),
     "Console": (

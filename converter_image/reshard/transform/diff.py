@@ -1,0 +1,324 @@
+"""Compare the parameters of two checkpoints of any layouts and formats, in bounded memory."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from reshard.checkpoint.dtypes import DTYPES
+from reshard.engine.execute import fill
+from reshard.engine.gather import Gatherer
+from reshard.engine.memory import TILE_BYTES, default_workers
+from reshard.engine.moves import Content
+from reshard.layout.box import Box, strides
+from reshard.parallel import parallel
+from reshard.plan import prove
+from reshard.progress import Cancellation, Silent
+from reshard.source.files import open_source
+from reshard.spec.request import Options, Request
+from reshard.spec.storage_options import RequestStorageOptions
+from reshard.target.folder import TargetFolder
+from reshard.telemetry import operation, phase
+from reshard.transform.inputs import Inputs, cancellable
+from reshard.transform.prepare import prepare
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from reshard.engine.gather import SourceFiles
+    from reshard.engine.moves import Fill
+    from reshard.engine.task import Task
+    from reshard.plan import RankPlan
+    from reshard.progress import Progress
+    from reshard.spec.keys import Encryption
+    from reshard.spec.storage_options import StorageOptions
+
+# Threads that wait for object stores.
+_REMOTE_WORKERS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The position of an element.
+
+    Attributes:
+        path: path of the file in the checkpoint.
+        offset: first byte of the element in the file, after decryption.
+    """
+
+    path: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of two parameters that differ.
+
+    Attributes:
+        dtype: name of its type.
+        shape: lengths of the whole tensor.
+        place: position of the first element that differs, if the elements were compared.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    place: Place | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterDifference:
+    """A parameter that differs.
+
+    Attributes:
+        name: name of the parameter.
+        difference: what differs. Of a parameter that differs in several ways, the first in the order of this list.
+        a: the parameter in the first checkpoint.
+        b: the parameter in the second checkpoint.
+        elements: number of elements that differ, if they were compared.
+        index: index of the first of them.
+    """
+
+    name: str
+    difference: Literal["OnlyInA", "OnlyInB", "Type", "Shape", "Content"]
+    a: Side | None
+    b: Side | None
+    elements: int | None = None
+    index: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DiffResult:
+    """The result of a comparison.
+
+    Attributes:
+        a: location of the first checkpoint.
+        b: location of the second checkpoint.
+        equal: number of parameters that are equal.
+        by_fingerprint: number of parameters that were compared by fingerprints in manifests, without reading them.
+        bytes_compared: number of bytes of each checkpoint that were read and compared.
+        differences: parameters that differ, in the order of the first checkpoint.
+        seconds: duration of the comparison.
+    """
+
+    a: str
+    b: str
+    equal: int
+    by_fingerprint: int
+    bytes_compared: int
+    differences: tuple[ParameterDifference, ...]
+    seconds: float
+
+
+class _Stated(NamedTuple):
+    """A parameter of a checkpoint: its type and shape, and its fingerprint if a manifest states it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    fingerprint: str | None = None
+
+    @property
+    def side(self) -> Side:
+        return Side(self.dtype, self.shape)
+
+
+class _Opened:
+    """A checkpoint as one rank that holds every parameter whole."""
+
+    def __init__(self, task: Task, files: SourceFiles) -> None:
+        self.plan: RankPlan = task.planner.plan(0)
+        prove(self.plan)
+        self.files = files
+        self.numbers = {parameter.name: number for number, parameter in enumerate(self.plan.parameters)}
+        self._paths = {file.rank: file.path for file in task.model.inventory.files}
+
+    def stated(self, known: Mapping[str, _Stated]) -> dict[str, _Stated]:
+        """Return the parameters, with the fingerprints that a manifest states for equal types and shapes."""
+        found = {}
+        for parameter in self.plan.parameters:
+            own = _Stated(parameter.dtype, parameter.shape)
+            stated = known.get(parameter.name, own)
+            found[parameter.name] = stated if stated[:2] == own[:2] else own
+        return found
+
+    def place(self, filled: Fill, index: tuple[int, ...]) -> Place:
+        """Return the position of an element of a box that was filled."""
+        element = Box(index, (1,) * len(index))
+        copy = next(copy for copy in filled.copies if element.intersect(copy.here) is not None)
+        source = (n - a + b for n, a, b in zip(index, copy.here.start, copy.source.start, strict=True))
+        flat = sum(n * step for n, step in zip(source, strides(copy.entry.shape), strict=True))
+        itemsize = DTYPES[copy.entry.dtype].itemsize
+        offset, _ = next(iter(copy.entry.located(flat * itemsize, itemsize)))
+        return Place(self._paths[copy.rank], offset)
+
+
+def diff_checkpoints(  # noqa: PLR0913 - one for each option
+    a: str,
+    b: str,
+    *,
+    strategy_a: str | None = None,
+    strategy_b: str | None = None,
+    wanted: Callable[[str], bool] = lambda _: True,
+    read: bool = False,
+    storage_options: StorageOptions | None = None,
+    decryption: Encryption | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    cancellation: Cancellation | None = None,
+) -> DiffResult:
+    """Compare the parameters of two checkpoints. The bits of elements are compared, so that equal NaNs are equal.
+
+    If the manifests of both checkpoints state the fingerprint of a parameter, the fingerprints are compared. The files may have
+    changed since then, see `verify_checkpoint`. Other parameters are read, in boxes of at most 1 MiB for each thread.
+
+    Args:
+        a: first checkpoint: folder, file, or s3://bucket/prefix.
+        b: second checkpoint.
+        strategy_a: strategy file, folder of strategy files or layout file of the first checkpoint. None means the layouts in its
+            manifest or its metadata or, without these, one rank with whole parameters.
+        strategy_b: strategy of the second checkpoint, in the same forms.
+        wanted: whether to compare a parameter of this name.
+        read: whether to read all parameters, also those with fingerprints.
+        storage_options: options of object stores.
+        decryption: key of encrypted checkpoints.
+        workers: number of threads that compare. None means the available processors, at most 8. Object stores: at least 16.
+        progress: receiver of the progress.
+        cancellation: object that cancels the work from another thread.
+
+    Raises:
+        DataError, MissingInputError, RequestError: files or strategies are damaged, missing, or do not match.
+        AccessError, StorageError: a file cannot be read.
+    """
+    progress, options = progress or Silent(), storage_options
+    with operation("diff_checkpoints") as measured:
+        known = [_stated(url, options) for url in (a, b)]
+        if not read and all(found and all(each.fingerprint for each in found.values()) for found in known):
+            before, after = ({name: each for name, each in found.items() if wanted(name)} for found in known)
+            differences, same, unknown = _compare(before, after, read=False)
+            assert not unknown  # noqa: S101 - all of them have fingerprints
+            return DiffResult(a, b, same, _common(before, after), 0, tuple(differences), measured.seconds)
+        tasks = [
+            _task(url, strategy, options, decryption, progress, cancellation)
+            for url, strategy in ((a, strategy_a), (b, strategy_b))
+        ]
+        remote = any(task.source.remote for task in tasks)
+        threads = max(workers or default_workers(), _REMOTE_WORKERS if remote else 1)
+        with closing(tasks[0].source_files()) as files_a, closing(tasks[1].source_files()) as files_b:
+            sides = _Opened(tasks[0], files_a), _Opened(tasks[1], files_b)
+            before, after = (
+                {name: each for name, each in side.stated(stated).items() if wanted(name)}
+                for side, stated in zip(sides, known, strict=True)
+            )
+            differences, same, unknown = _compare(before, after, read=read)
+            total = sum(sides[0].plan.parameters[sides[0].numbers[name]].nbytes for name in unknown)
+            progress.begin("Comparing", total, "bytes")
+            with phase("compare", bytes_compared=total):
+                found = parallel(lambda name: _content(name, *sides, progress), unknown, at_once=threads)
+                contents = [each for each in found if each is not None]
+            for files in (files_a, files_b):
+                files.check_unchanged()
+        order = {name: number for number, name in enumerate([*before, *after])}
+        differences = sorted([*differences, *contents], key=lambda each: order[each.name])
+        equal = same + len(unknown) - len(contents)
+        return DiffResult(a, b, equal, _common(before, after) - len(unknown), total, tuple(differences), measured.seconds)
+
+
+def _stated(url: str, storage_options: StorageOptions | None) -> dict[str, _Stated]:
+    """Return the parameters in the manifest of a checkpoint, or nothing if it has none. Names of several tensors are left out."""
+    store, chosen, _ = open_source(url, storage_options)
+    manifest = TargetFolder(store, None).manifest() if chosen is None else None
+    if manifest is None or manifest.index is not None:
+        return {}
+    found: dict[str, _Stated] = {}
+    for record, kind in manifest.parameters:
+        fingerprint = None if record.name in found else record.fingerprint
+        found[record.name] = _Stated(kind.dtype, kind.shape, fingerprint)
+    return found
+
+
+def _task(
+    url: str,
+    strategy: str | None,
+    storage_options: StorageOptions | None,
+    decryption: Encryption | None,
+    progress: Progress,
+    cancellation: Cancellation | None,
+) -> Task:
+    stores = RequestStorageOptions() if storage_options is None else RequestStorageOptions(source=storage_options)
+    request = Request(
+        source=url,
+        target="",
+        source_strategy=strategy,
+        options=Options(output="Index", source_only="Keep", verification="None"),
+        storage_options=stores,
+        decryption=decryption,
+    )
+    inputs = Inputs(request, cancellation)
+    task = prepare(inputs, progress, workers=default_workers(), single=True)
+    return replace(task, source=cancellable(task.source, cancellation))
+
+
+def _common(before: Mapping[str, _Stated], after: Mapping[str, _Stated]) -> int:
+    """Return the number of parameters that have the same type and shape in both checkpoints."""
+    return sum(name in after and after[name][:2] == stated[:2] for name, stated in before.items())
+
+
+def _compare(
+    before: Mapping[str, _Stated], after: Mapping[str, _Stated], *, read: bool
+) -> tuple[list[ParameterDifference], int, list[str]]:
+    """Compare what is stated of parameters.
+
+    Returns:
+        The parameters that differ, the number of those that are equal, and the names of those that must be read.
+    """
+    differences, same, unknown = list[ParameterDifference](), 0, list[str]()
+    for name, one in before.items():
+        other = after.get(name)
+        if other is None:
+            differences.append(ParameterDifference(name, "OnlyInA", one.side, None))
+        elif one.dtype != other.dtype:
+            differences.append(ParameterDifference(name, "Type", one.side, other.side))
+        elif one.shape != other.shape:
+            differences.append(ParameterDifference(name, "Shape", one.side, other.side))
+        elif read or one.fingerprint is None or other.fingerprint is None:
+            unknown.append(name)
+        elif one.fingerprint != other.fingerprint:
+            differences.append(ParameterDifference(name, "Content", one.side, other.side))
+        else:
+            same += 1
+    only = (ParameterDifference(name, "OnlyInB", None, other.side) for name, other in after.items() if name not in before)
+    return [*differences, *only], same, unknown
+
+
+def _content(name: str, a: _Opened, b: _Opened, progress: Progress) -> ParameterDifference | None:
+    """Compare the elements of a parameter. Return the difference, or None if they are equal."""
+    tensors = [side.plan.tensors[side.numbers[name]] for side in (a, b)]
+    contents = [Content(tensor) for tensor in tensors]
+    gatherers = [Gatherer(side.files, TILE_BYTES) for side in (a, b)]
+    nbytes, itemsize = tensors[0].written_nbytes, DTYPES[tensors[0].parameter.dtype].itemsize
+    memory = [memoryview(bytearray(min(nbytes, TILE_BYTES))) for _ in contents]
+    count, at = 0, 0
+    first: tuple[tuple[int, ...], Place, Place] | None = None
+    while at < nbytes:
+        fills = [content.next(at, TILE_BYTES) for content in contents]
+        length = fills[0].nbytes
+        for filled, gatherer, into in zip(fills, gatherers, memory, strict=True):
+            fill([filled], gatherer, into[:length])
+        one, other = (np.frombuffer(into[:length], np.uint8) for into in memory)
+        if not np.array_equal(one, other):
+            differing = (one != other).reshape(-1, itemsize).any(axis=1)
+            count += int(np.count_nonzero(differing))
+            if first is None:
+                here = tuple(int(n) for n in np.unravel_index(int(differing.argmax()), fills[0].box.shape))
+                index = tuple(n + start for n, start in zip(here, fills[0].box.start, strict=True))
+                first = index, a.place(fills[0], here), b.place(fills[1], here)
+        at += length
+        progress.advance(length)
+    if first is None:
+        return None
+    parameter = tensors[0].parameter
+    index, *places = first
+    of_a, of_b = (Side(parameter.dtype, parameter.shape, place) for place in places)
+    return ParameterDifference(name, "Content", of_a, of_b, count, index)
