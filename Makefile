@@ -7,6 +7,8 @@
 #   CASES    cases of `make bench`: names in benchmarks/cases.py and benchmarks/run.py, and cluster (all)
 #   ROUNDS   maximum number of rounds of each case of `make bench` (9)
 #   MINUTES  time for all transforms of `make bench` on one machine (unlimited)
+#   SECONDS  time of `make simulate` for each scenario (60)
+#   BOUND    maximum number of deviations of a schedule of `make simulate` (2)
 #   DIST     output folder of `make dist` (dist)
 #   VERSION  version for `make release`
 #   K8S      Kubernetes minor version for `make test` and `make cluster`: 1.34 or 1.37 (1.37)
@@ -60,6 +62,10 @@ demo: $(READY) ## Reshard a small checkpoint
 .PHONY: test
 test: $(READY) ## Run the tests; TIER=unit (or conformance, compiled, s3...) runs one tier, K8S=1.34 selects a Kubernetes version
 	@PYTHON='$(PYTHON)' sh scripts/test.sh $(BIN)/python $(TIER)
+
+.PHONY: simulate
+simulate: $(READY) ## Explore schedules of processes that write to one target: SECONDS for each scenario (60), BOUND of deviations (2)
+	@PYTHONPATH=tests/support $(BIN)/python -m simulation '$(or $(SECONDS),60)' '$(or $(BOUND),2)'
 
 .PHONY: test-pythons
 test-pythons: ## Run the unit tier on every installed Python from 3.11 to 3.14

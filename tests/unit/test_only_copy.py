@@ -177,8 +177,10 @@ def test_no_kill_leaves_records_of_an_unknown_task(
         usual(folder)
 
     monkeypatch.setattr("shutil.rmtree", killed)
+    folder = TargetFolder(LocalStore(target), 0o640)
+    digests = [found.digest for found in folder.observe().tasks]
     with pytest.raises(KeyboardInterrupt):
-        TargetFolder(LocalStore(target), 0o640).forget_tasks()
+        folder.forget_tasks(digests)
     assert not list(task.rglob("rank_*.json"))
 
 

@@ -288,8 +288,14 @@ class Store(ReadStore, Protocol):
     def swap(self, path: str, content: bytes, version: str, *, mode: int | None) -> bool:
         """Replace a small file if it still has this version. Return whether it was written."""
 
-    def move(self, path: str, to: str) -> None:
-        """Rename a small file within the store, replacing an existing one. In an object store, both names exist temporarily."""
+    def move(self, path: str, to: str, *, make_folder: bool = True) -> None:
+        """Rename a small file within the store, replacing an existing one. In an object store, both names exist temporarily.
+
+        Args:
+            path: path of the file.
+            to: its new path.
+            make_folder: whether to create the folder of the new path if it does not exist. Otherwise, this is an error.
+        """
 
     def can_link(self, folder: str, how: Link) -> bool:
         """Return whether files in a folder can be created with `link`. A note is recorded if they cannot."""
@@ -304,12 +310,14 @@ class Store(ReadStore, Protocol):
     def delete(self, path: str) -> None:
         """Delete a file, or a folder with its content. It is not an error if the path does not exist."""
 
-    def delete_files(self, paths: Collection[str], *, prune: bool = False) -> None:
+    def delete_files(self, paths: Collection[str], *, prune: bool = False, through: str = "") -> None:
         """Delete files in as few round trips as possible. It is not an error if a file does not exist.
 
         Args:
             paths: paths of the files.
             prune: whether to also delete their folders if they become empty.
+            through: folder that the files are moved to before they are deleted, if the store renames files. If it does not
+                exist, this is an error, and the files remain.
         """
 
     def touch(self, path: str) -> None:

@@ -79,6 +79,10 @@ class _WithParameters(_RankRecord, frozen=True):
 D = TypeVar("D")
 
 
+def _unlocked() -> None:
+    """Check nothing: a target that is only read needs no lock."""
+
+
 @dataclass(frozen=True, slots=True)
 class TargetFolder:
     """Reads and writes everything in a target.
@@ -86,10 +90,14 @@ class TargetFolder:
     Attributes:
         store: store of the target.
         mode: permission bits of written files. None means that the umask determines them.
+        check_lock: function that raises if another process has taken over the lock. It is called before files appear or disappear
+            at final paths. In a folder, all of these changes are renames from or to the folder of the task. A run of another task
+            that takes over the lock deletes that folder, so that they fail even if this process pauses after the check.
     """
 
     store: Store
     mode: int | None
+    check_lock: Callable[[], None] = _unlocked
 
     def observe(self) -> TargetSnapshot:
         """Return a snapshot of the target.
@@ -131,12 +139,21 @@ class TargetFolder:
             return decode(content, kind, where, fix="restore the file, or choose another target")
         return decode(content, kind, where)
 
-    def write_manifest(self, manifest: Manifest) -> None:
-        """Mark the checkpoint as complete."""
-        content = encode(manifest, pretty=True)
-        writer = self.store.create(MANIFEST_NAME, temporary=f"{STATE}/manifest.{uuid.uuid4().hex}.tmp", mode=self.mode)
+    def write_manifest(self, manifest: Manifest, folder: str = STATE) -> None:
+        """Mark the checkpoint as complete. The folder of the task contains the file until then."""
+        self.publish(MANIFEST_NAME, encode(manifest, pretty=True), folder)
+
+    def publish(self, path: str, content: bytes, folder: str) -> None:
+        """Write a document at its final path. The folder of the task contains the file until then.
+
+        Raises:
+            LockedError: another process has taken over the lock.
+        """
+        writer = self.store.create(path, temporary=f"{folder}/{uuid.uuid4().hex}.tmp", mode=self.mode)
         try:
             writer.write(content)
+            writer.flush()
+            self.check_lock()
             writer.finish()
         finally:
             writer.abort()
@@ -145,17 +162,19 @@ class TargetFolder:
         """Return the state of one task."""
         return TaskState(self, f"{STATE}/{digest[:16]}")
 
-    def forget_tasks(self, files: Iterable[str] = ()) -> None:
-        """Remove everything that unfinished tasks have left, including these files of this task. The lock remains.
+    def forget_tasks(self, digests: Collection[str], files: Iterable[str] = ()) -> None:
+        """Remove everything that these tasks have left, including these files of this task. The lock remains.
 
-        Any concurrent writer will fail.
+        Other tasks remain, because another process may have started them after it has taken over the lock.
         """
         state = self.store.list(STATE)
+        self.check_lock()
         documents = [f"{STATE}/{entry.name}/{name}" for entry in state if entry.is_folder for name in _DOCUMENTS]
         self.store.abort_stale_uploads([*files, *documents, MANIFEST_NAME, INDEX_NAME, PROBE], silent=0.0)
-        for entry in state:
-            if not f"{STATE}/{entry.name}".startswith(LOCK):
-                self._remove(f"{STATE}/{entry.name}")
+        for path in [f"{STATE}/{entry.name}" for entry in state if not f"{STATE}/{entry.name}".startswith(LOCK)]:
+            task = self.document(f"{path}/task.json", TaskRecord, _LARGEST_RECORD)
+            if task is None or task.digest in digests:
+                self._remove(path)
 
     def replaced(self, snapshot: TargetSnapshot) -> list[Manifest]:
         """Return the manifests that unfinished tasks have retired."""
@@ -166,19 +185,29 @@ class TargetFolder:
         """Return the paths of the files of retired checkpoints, and of the files that tasks other than `digest` have written."""
         found: set[str] = set()
         for manifest in self.replaced(snapshot):
-            found.update((record.path for record in manifest.listed), document_names(manifest.options))
+            found |= self._listed(manifest)
         for other in snapshot.tasks:
             if other.digest != digest and not other.staged:
-                found.update((r.path for r in self.task(other.digest).records(None).values()), document_names(other.request))
+                found |= self._written(other)
         return found
 
+    def _written(self, task: TaskRecord) -> set[str]:
+        return {*(record.path for record in self.task(task.digest).records(None).values()), *document_names(task.request)}
+
+    def _listed(self, manifest: Manifest | None) -> set[str]:
+        return {*(each.path for each in manifest.listed), *document_names(manifest.options)} if manifest is not None else set()
+
     def discard(self, task: TaskRecord, heir: TaskState) -> None:
-        """Remove an unfinished task and its files. Assign the checkpoint that it has retired to the task `heir`."""
+        """Remove an unfinished task and its files. Assign the checkpoint that it has retired to the task `heir`.
+
+        Files of a complete checkpoint remain: the task may be what a killed process has left after it has completed it.
+        """
         state = self.task(task.digest)
+        self.check_lock()
         if self.store.stat(f"{state.folder}/replaced.json") is not None:
-            self.store.move(f"{state.folder}/replaced.json", f"{heir.folder}/replaced.json")
+            self.store.move(f"{state.folder}/replaced.json", f"{heir.folder}/replaced.json", make_folder=False)
         if not task.staged:
-            self.store.delete_files([record.path for record in state.records(None).values()])
+            heir.take_away(self._written(task) - self._listed(self.manifest()))
         self._remove(state.folder)
 
     def _remove(self, path: str) -> None:
@@ -293,8 +322,18 @@ class TaskState:
         """Make the target read as incomplete before its files are replaced, also to programs that read its documents."""
         with contextlib.suppress(MissingInputError):  # another process of this task was faster
             if (manifest := self.target.manifest()) is not None:
-                self.target.store.delete_files(document_names(manifest.options))
-                self.target.store.move(MANIFEST_NAME, f"{self.folder}/replaced.json")
+                self.take_away(document_names(manifest.options))
+                self.target.store.move(MANIFEST_NAME, f"{self.folder}/replaced.json", make_folder=False)
+
+    def take_away(self, paths: Collection[str], *, prune: bool = False) -> None:
+        """Delete files at final paths, see `Store.delete_files`.
+
+        Raises:
+            LockedError: another process has taken over the lock.
+            StorageError: another process has deleted the folder of the task.
+        """
+        self.target.check_lock()
+        self.target.store.delete_files(paths, prune=prune, through=self.folder)
 
     def replaced(self) -> Manifest | None:
         """Return the manifest of the checkpoint that this task has retired, or None if it has retired none."""
@@ -464,6 +503,7 @@ class TaskState:
         gone = next((record.path for record in records if record.path not in there), None)
         if gone is not None:
             raise MissingInputError("FileMissing", "a finished file was deleted", where=gone, fix="run the transform again")
+        self.target.check_lock()
         moves = [(where, path) for path, where in there.items() if where != path]
         for _ in parallel(lambda move: self.target.store.move(*move), moves, check=check):
             pass

@@ -7,6 +7,7 @@ import socket
 import threading
 import uuid
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -121,7 +122,7 @@ def locked(store: Store, path: str, *, owner: str | None, mode: int | None) -> I
 
 
 @contextmanager
-def writing(target: TargetFolder, task: Identity, *, owner: str | None) -> Iterator[Callable[[], None]]:
+def writing(target: TargetFolder, task: Identity, *, owner: str | None) -> Iterator[TargetFolder]:
     """Hold the locks that a task requires to write to a target. Only tasks that write stages of one checkpoint share a target.
 
     Args:
@@ -130,14 +131,14 @@ def writing(target: TargetFolder, task: Identity, *, owner: str | None) -> Itera
         owner: name shared by processes that write the task together, as in `locked`.
 
     Yields:
-        Function that checks all locks, like `LockHandle.check`.
+        The target, which checks all locks.
 
     Raises:
         LockedError: another owner writes to the target.
     """
     if task.stage is None:
         with locked(target.store, LOCK, owner=owner, mode=target.mode) as held:
-            yield held.check
+            yield replace(target, check_lock=held.check)
         return
     with (
         locked(target.store, LOCK, owner=f"parts-{task.whole}", mode=target.mode) as shared,
@@ -148,7 +149,7 @@ def writing(target: TargetFolder, task: Identity, *, owner: str | None) -> Itera
             shared.check()
             own.check()
 
-        yield check
+        yield replace(target, check_lock=check)
 
 
 @contextmanager

@@ -104,11 +104,16 @@ class TargetSnapshot:
         """True if a commit was interrupted while it replaced files."""
         return any(found.committing for found in self.unfinished)
 
-    def started(self, task: TaskRecord, discarded: Collection[TaskRecord]) -> TargetSnapshot:
-        """Return the snapshot after a task was started, which has discarded others and retired what they had retired."""
-        kept = [found for found in self.unfinished if found.task not in discarded]
-        retired = any(found.retired for found in self.unfinished if found.task in discarded)
-        return replace(self, unfinished=(*kept, Unfinished(task, committing=False, retired=retired)), remains=True)
+    def started(self, task: TaskRecord) -> TargetSnapshot:
+        """Return the snapshot after a task was started."""
+        return replace(self, unfinished=(*self.unfinished, Unfinished(task, committing=False, retired=False)), remains=True)
+
+    def discarded(self, task: TaskRecord, heir: str) -> TargetSnapshot:
+        """Return the snapshot after a task was discarded. The task with the digest `heir` now lists what it had retired."""
+        retired = any(found.retired for found in self.unfinished if found.task == task)
+        kept = [found for found in self.unfinished if found.task != task]
+        heirs = (replace(found, retired=found.retired or (retired and found.task.digest == heir)) for found in kept)
+        return replace(self, unfinished=tuple(heirs))
 
     def without_manifest(self, digest: str) -> TargetSnapshot:
         """Return the snapshot after a task has retired the manifest, if there is one."""
@@ -116,6 +121,15 @@ class TargetSnapshot:
             return self
         unfinished = tuple(replace(found, retired=True) if found.task.digest == digest else found for found in self.unfinished)
         return replace(self, manifest=None, unfinished=unfinished)
+
+    @property
+    def stale(self) -> tuple[TaskRecord, ...]:
+        """Records of tasks that would write over a complete checkpoint without replacing it.
+
+        Their process paused before it wrote the record. Meanwhile, another process has taken over the target and completed it.
+        """
+        complete = self.manifest.tasks if self.manifest is not None else None
+        return tuple(task for task in self.tasks if complete is not None and not (task.replaces or task.digest in complete))
 
     def find_task(self, digest: str) -> TaskRecord | None:
         """Return the record of an unfinished task, or None if it was not started, or is complete."""

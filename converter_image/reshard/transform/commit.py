@@ -187,16 +187,17 @@ def _complete(
         manifest = msgspec.structs.replace(manifest, index=IndexRecord(len(content), str(ContentDigest(content))))
     maps = documents_of(manifest)
     kept = {*(record.path for record in manifest.listed), *maps}
-    target.store.delete_files(sorted(target.replaced_files(snapshot, document.digest) - kept), prune=True)
+    state.take_away(sorted(target.replaced_files(snapshot, document.digest) - kept), prune=True)
     for file in manifest.carried:
-        target.store.write(file.path, state.carried(file), mode=target.mode)
+        target.publish(file.path, state.carried(file), state.folder)
     for name, text in maps.items():
-        target.store.write(name, text, mode=target.mode)
+        target.publish(name, text, state.folder)
     if content is not None:
-        target.store.write(INDEX_NAME, content, mode=target.mode)
+        target.publish(INDEX_NAME, content, state.folder)
     manifest = msgspec.structs.replace(manifest, durations=manifest.durations | durations())
-    target.write_manifest(manifest)
-    target.forget_tasks([*(record.path for record in manifest.files), *(file.path for file in manifest.carried), *maps])
+    target.write_manifest(manifest, state.folder)
+    digests = {document.digest, *(task.digest for task in snapshot.tasks)}
+    target.forget_tasks(digests, [*(record.path for record in manifest.files), *(file.path for file in manifest.carried), *maps])
     return manifest
 
 

@@ -76,12 +76,12 @@ def commit_checkpoint(
     committed = None
     for task in started:
         target = replace(target, mode=task.mode)
-        with writing(target, task, owner=owner or f"task-{task.digest}"):
-            state = target.task(task.digest)
+        with writing(target, task, owner=owner or f"task-{task.digest}") as held:
+            state = held.task(task.digest)
             if committed is not None and state.read() is None:  # the previous stage was the last one to be finished
                 break
             wanted = None if ranks is None else parse_ranks(ranks, state.draft().target_ranks)
-            committed = commit_task(target, task, target.observe(), wanted, cancellation)
+            committed = commit_task(held, task, held.observe(), wanted, cancellation)
     assert committed is not None  # noqa: S101 - at least one task was started
     return committed
 
@@ -125,8 +125,8 @@ def commit_if_complete(
         return None
     target = replace(target, mode=task.mode)
     try:
-        with writing(target, task, owner=None):
-            return _commit_alone(target, digest, ranks, verification, cancellation)
+        with writing(target, task, owner=None) as held:
+            return _commit_alone(held, digest, ranks, verification, cancellation)
     except LockedError:
         return None
 

@@ -96,9 +96,12 @@ def record_versions(task: Task, target: TargetFolder, snapshot: TargetSnapshot) 
     manifest = snapshot.manifest_for(task)
     if manifest is None or snapshot.versions_of(task) == task.versions:
         return
-    with contextlib.suppress(AccessError, LockedError, OutputError), locked(target.store, LOCK, owner=None, mode=target.mode):
+    with (
+        contextlib.suppress(AccessError, LockedError, OutputError),
+        locked(target.store, LOCK, owner=None, mode=target.mode) as held,
+    ):
         if target.manifest() == manifest:
-            target.write_manifest(_with_versions(manifest, task))
+            dataclasses.replace(target, check_lock=held.check).write_manifest(_with_versions(manifest, task))
 
 
 def _with_versions(manifest: Manifest, task: Task) -> Manifest:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.engine.memory import default_workers, peak_rss_bytes
 from reshard.engine.rankfile import Run, content_of
 from reshard.errors import AccessError, DataError, LockedError, MissingInputError, RequestError, listed
+from reshard.formats.registry import document_names
 from reshard.plan import bytes_needed
 from reshard.progress import Cancellation, Silent
 from reshard.storage.cancellable import cancelled_by
@@ -278,14 +280,17 @@ def _carry_out(
         The written ranks, and the manifest of the checkpoint, or of the stage if it is not the last.
     """
     task, target = preflight.task, preflight.target
-    state, shared = target.task(task.digest), owner or (None if commit else f"task-{task.digest}")
-    with writing(target, task, owner=shared) as check_lock:
+    shared = owner or (None if commit else f"task-{task.digest}")
+    with writing(target, task, owner=shared) as target:
+        state, alone = target.task(task.digest), shared is None and task.stage is None
+        made = (*map(task.path, task.scope), *document_names(task.key), MANIFEST_NAME)
+        target.store.abort_stale_uploads(made, silent=0.0 if alone else STALE_SECONDS)  # a paused process could complete them
         document, snapshot = start(task, target, cancellation)
         if commit and document.replaces:  # repeat the check, now that no other process writes
             refuse_loss(target, snapshot, task.scope, task.ranks, task.shape)
         now = unfinished(task, target, snapshot, cancellation)
         left = tuple(sorted({*now, *preflight.left})) if thorough else now
-        _make_room(preflight, document, snapshot, left, alone=shared is None and task.stage is None)
+        _make_room(preflight, state, document, snapshot, left)
         progress.begin("Resharding", sum(preflight.sizes[rank] for rank in left), "bytes")
         # A failed rank cancels the others, but not the caller's cancellation, so that the caller can try again with it.
         run = Run(
@@ -293,7 +298,7 @@ def _carry_out(
             state,
             staged=document.staged,
             writer=str(this_process()),
-            check_lock=lambda: _check_ours(state, check_lock),
+            check_lock=lambda: _check_ours(state),
             cancellation=Cancellation(cancellation),
             progress=progress,
         )
@@ -305,7 +310,7 @@ def _carry_out(
             measured.measure(bytes_fetched=content.nbytes, requests=content.requests, bytes_written=bytes_written)
         if not commit:
             return written, snapshot.manifest_for(task)
-        check_lock()
+        target.check_lock()
         snapshot = target.observe()  # ranks were written, by other processes too
         ranks = tuple(sorted({*task.scope, *written_ranks(task, target, snapshot)}))
         return written, commit_task(target, document, snapshot, ranks, cancellation)
@@ -344,18 +349,18 @@ def _nothing_to_do(found: Complete, progress: Progress, measured: Phase, meter: 
 def _tidy(target: TargetFolder, snapshot: TargetSnapshot) -> None:
     """Remove the files of a process that was killed just before the end."""
     if snapshot.manifest is not None and snapshot.is_left_over(snapshot.manifest.tasks):
-        with contextlib.suppress(LockedError), locked(target.store, LOCK, owner=None, mode=target.mode):
-            target.forget_tasks(record.path for record in snapshot.manifest.files)
+        with contextlib.suppress(LockedError), locked(target.store, LOCK, owner=None, mode=target.mode) as held:
+            target, snapshot = replace(target, check_lock=held.check), target.observe()  # another run may have started
+            if snapshot.manifest is not None and snapshot.is_left_over(snapshot.manifest.tasks):
+                target.forget_tasks(snapshot.manifest.tasks, (record.path for record in snapshot.manifest.files))
 
 
 def _make_room(
-    preflight: Preflight, document: TaskRecord, snapshot: TargetSnapshot, left: tuple[int, ...], *, alone: bool
+    preflight: Preflight, state: TaskState, document: TaskRecord, snapshot: TargetSnapshot, left: tuple[int, ...]
 ) -> None:
     """Remove files that prevent the writing of these ranks: those of killed processes, and the manifest of another checkpoint."""
-    task, target = preflight.task, preflight.target
-    state = target.task(task.digest)
+    task, target = preflight.task, state.target
     state.sweep(set(left), live_writers(target.store) - {str(this_process())})  # this process has not written yet
-    target.store.abort_stale_uploads(map(task.path, left), silent=0.0 if alone else STALE_SECONDS)
     how = task.request.options.link_replicas
     linked = how != "Never" and target.store.can_link(state.folder, how)
     check_space(target.store, bytes_to_write(task, preflight.sizes, left, linked=linked))
@@ -363,13 +368,13 @@ def _make_room(
         state.retire_old_manifest()
 
 
-def _check_ours(state: TaskState, check_lock: Callable[[], None]) -> None:
+def _check_ours(state: TaskState) -> None:
     """Check that no other process has taken over the target in the meantime.
 
     Raises:
         LockedError: another process has taken over the target.
     """
-    check_lock()
+    state.target.check_lock()
     if state.read() is None:
         raise LockedError(
             "LockLost",

@@ -38,6 +38,9 @@ def start(task: Task, target: TargetFolder, cancellation: Cancellation) -> tuple
         RequestError: the task may not be started, see `refuse`.
     """
     snapshot = finish_interrupted(target, cancellation)
+    if snapshot.stale:
+        target.forget_tasks([stale.digest for stale in snapshot.stale])
+        snapshot = target.observe()
     state, document = target.task(task.digest), snapshot.find_task(task.digest)
     if document is not None and document.versions != task.versions and not task.planned:
         document = msgspec.structs.replace(document, versions=task.versions)
@@ -57,20 +60,28 @@ def start(task: Task, target: TargetFolder, cancellation: Cancellation) -> tuple
             key_check=task.cipher.key_check() if task.cipher is not None else None,
             versions=task.versions,
         )
-        outdated = snapshot.outdated(task.digest, task.key)
-        discarded = [
-            other for other in snapshot.tasks if other in outdated or (task.stage is not None and _is_same_stage(other, task))
-        ]
-        for other in discarded:
-            target.discard(other, state)
         document = state.begin(document, encode_index(task), _draft(task), task.carried)
-        snapshot = snapshot.started(document, discarded)
+        snapshot = snapshot.started(document)
+    for other in _replaced(task, document, snapshot):
+        target.discard(other, state)
+        snapshot = snapshot.discarded(other, task.digest)
     _refuse_other_key(task, target, snapshot)  # of two processes that start it concurrently, one may have another key
     return document, snapshot
 
 
 def _draft(task: Task) -> Manifest:
     return draft_manifest(task, durations(), expected_fingerprints(task))
+
+
+def _replaced(task: Task, document: TaskRecord, snapshot: TargetSnapshot) -> list[TaskRecord]:
+    """Return the tasks that a task replaces. They end now, so that processes of theirs that resume later change nothing."""
+    siblings, outdated = snapshot.siblings(task), snapshot.outdated(task.digest, task.key)
+    others = [other for other in snapshot.tasks if other.digest != task.digest and other not in siblings]
+    return [
+        other
+        for other in others
+        if document.replaces or other in outdated or (task.stage is not None and _is_same_stage(other, task))
+    ]
 
 
 def refuse(task: Task, target: TargetFolder, snapshot: TargetSnapshot, *, commit: bool) -> None:

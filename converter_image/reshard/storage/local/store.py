@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import stat as stat_bits
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -159,11 +160,11 @@ class LocalStore:
         with failures(full, writing=True):
             return exclusive.replace_exclusively(full, content, version, mode, self._system)
 
-    def move(self, path: str, to: str) -> None:
+    def move(self, path: str, to: str, *, make_folder: bool = True) -> None:
         """See `Store.move`. A new folder gets the permission bits of the file's previous folder."""
         source, target = self._at(path), self._at(to)
         with failures(target, writing=True):
-            if not os.path.isdir(folder := os.path.dirname(target)):
+            if not os.path.isdir(folder := os.path.dirname(target)) and make_folder:
                 self._system.make_folder(folder, stat_bits.S_IMODE(os.stat(os.path.dirname(source)).st_mode) & 0o777)
             os.rename(source, target)
             self._system.sync_folder(folder)
@@ -194,13 +195,23 @@ class LocalStore:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(full)
 
-    def delete_files(self, paths: Collection[str], *, prune: bool = False) -> None:
+    def delete_files(self, paths: Collection[str], *, prune: bool = False, through: str = "") -> None:
         """See `Store.delete_files`."""
-        for _ in parallel(self.delete, paths):
+        for _ in parallel(partial(self._delete_through, through) if through else self.delete, paths):
             pass
         for folder in sorted({path.rpartition("/")[0] for path in paths} - {""}) if prune else ():
             with contextlib.suppress(OSError):  # it is gone, or has other entries
                 os.rmdir(self._at(folder))
+
+    def _delete_through(self, folder: str, path: str) -> None:
+        full, aside = self._at(path), f"{self._at(folder)}/{os.urandom(6).hex()}.old"
+        with failures(full, writing=True):
+            try:
+                os.rename(full, aside)
+            except FileNotFoundError:
+                os.stat(self._at(folder))  # an error if the folder does not exist
+                return
+            os.unlink(aside)
 
     def touch(self, path: str) -> None:
         """See `Store.touch`."""

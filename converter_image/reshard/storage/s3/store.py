@@ -262,8 +262,9 @@ class S3Store:
         except (MissingInputError, DataError):
             return False
 
-    def move(self, path: str, to: str) -> None:
-        """See `Store.move`."""
+    def move(self, path: str, to: str, *, make_folder: bool = True) -> None:
+        """See `Store.move`. Ignores `make_folder`, because a bucket has no folders."""
+        del make_folder
         source = self._named(path)
         with failures(self._where(path)):
             self._client.copy_object(**self._named(to), CopySource=source)
@@ -281,9 +282,9 @@ class S3Store:
         for page in self._pages("list_objects_v2", Prefix=f"{self._key(path)}/"):
             self._deleter.delete([each["Key"] for each in page.get("Contents", ())])
 
-    def delete_files(self, paths: Collection[str], *, prune: bool = False) -> None:
-        """See `Store.delete_files`. Ignores `prune`, because a bucket has no folders."""
-        del prune
+    def delete_files(self, paths: Collection[str], *, prune: bool = False, through: str = "") -> None:
+        """See `Store.delete_files`. Ignores `prune` and `through`, because a bucket has no folders and no renames."""
+        del prune, through
         self._deleter.delete([self._key(path) for path in paths])
 
     def touch(self, path: str) -> None:

@@ -187,7 +187,14 @@ class S3Writer:
         self._send()
 
     def flush(self) -> None:
-        """See `Writer.flush`. Does nothing, because an object cannot be read before its upload is complete."""
+        """See `NewFile.flush`. Sends the last part, so that the completion of the upload makes the object visible.
+
+        The object cannot be read before. Another process can abort the upload until then.
+        """
+        with failures(self._name):
+            self._send()
+            for future in self._sent:
+                future.result()
 
     def finish(self) -> None:
         """See `Writer.finish`."""
