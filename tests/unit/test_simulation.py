@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from simulation.explorer import explore
+from simulation.explorer import ViolationError, explore, repeat
 from simulation.scenarios import KINDS, scenarios
 from simulation.stores import World
 from simulation.transforms import TARGET
 from store_contract import StoreContract
+
+from reshard.target import lock
+from reshard.target.folder import TargetFolder, TaskState
+from reshard.target.lock import LockHandle
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,6 +49,73 @@ def scenario(sources: Path, kind: str, name: str) -> Scenario:
 def test_no_schedule_makes_a_wrong_target(sources: Path, kind: str, name: str) -> None:
     counts = explore(scenario(sources, kind, name).simulate, bound=2, seconds=SECONDS)
     assert counts.schedules > 1
+
+
+# Defects that the exploration found, each with the schedule that showed it.
+
+
+def test_a_manifest_is_not_published_after_another_task_has_started(sources: Path) -> None:
+    repeat(scenario(sources, "folder", "two tasks, one target").simulate, r"A .* to reshard-manifest.json: pause B")
+
+
+def test_an_object_with_the_manifest_is_not_published_after_another_task_has_started(sources: Path) -> None:
+    repeat(scenario(sources, "bucket", "two tasks, one target").simulate, r"A .* upload reshard-manifest.json: pause B")
+
+
+def test_the_manifest_of_another_run_is_not_retired(sources: Path) -> None:
+    """A process that pauses before it retires the old manifest retires that of the run that has completed the target."""
+    repeat(scenario(sources, "folder", "a replacement, twice").simulate, r"A before rename reshard-manifest.json to .*: pause B")
+    repeat(scenario(sources, "folder", "two replacements").simulate, r"A before rename reshard-manifest.json to .*: pause B")
+
+
+def test_a_task_that_is_recorded_late_does_not_write_over_a_complete_checkpoint(sources: Path) -> None:
+    for kind in KINDS:
+        repeat(scenario(sources, kind, "two tasks, one target").simulate, r"A before .*/task.json: pause B")
+
+
+def test_what_a_killed_process_has_left_after_the_end_is_not_what_another_task_replaces(sources: Path) -> None:
+    """Records without their complete checkpoint would count as an unfinished task, whose files another one deletes."""
+    for kind in KINDS:
+        repeat(scenario(sources, kind, "two tasks, one target").simulate, r"A before delete .*/records/rank_1.json: crash")
+
+
+# Defects that are injected, to show that the invariants find them.
+
+
+def test_a_run_that_does_not_end_other_tasks_is_found(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TargetFolder, "discard", lambda *_: None)
+    with pytest.raises(AssertionError, match="these files are wrong"):
+        repeat(
+            scenario(sources, "folder", "two tasks, one target").simulate,
+            r"A .* to reshard-manifest.json: pause B",
+            r"B .* to reshard-manifest.json: switch A",
+        )
+
+
+def test_a_process_that_does_not_check_its_lock_is_found(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two writers publish into one target."""
+    monkeypatch.setattr(LockHandle, "check", lambda _: None)
+    monkeypatch.setattr(TaskState, "read", lambda _: True)
+    with pytest.raises(AssertionError, match="these files are wrong"):
+        repeat(scenario(sources, "folder", "two tasks, one target").simulate, r"A before create .*/tmp/rank_0.*: pause B")
+
+
+def test_a_lock_that_never_expires_is_found(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_has_expired", lambda *_: False)
+    with pytest.raises(AssertionError, match="the last run failed: TargetLocked"):
+        repeat(scenario(sources, "folder", "the same task twice").simulate, r"A before create .*/tmp/rank_0.*: crash")
+
+
+def test_a_commit_that_cannot_be_resumed_is_found(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TaskState, "begin_commit", lambda *_: None)
+    with pytest.raises(AssertionError, match="files of the old checkpoint are lost"):
+        repeat(scenario(sources, "folder", "a replacement, twice").simulate)
+
+
+def test_an_exploration_names_the_schedule_of_a_violation(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_has_expired", lambda *_: False)
+    with pytest.raises(ViolationError, match=r"TargetLocked.*\nschedule .*: A before .*: crash"):
+        explore(scenario(sources, "folder", "the same task twice").simulate, bound=1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

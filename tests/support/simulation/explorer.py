@@ -8,6 +8,7 @@ deviations, so that a failure can be repeated from its text.
 from __future__ import annotations
 
 import random
+import re
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -120,7 +121,7 @@ class Moments(Choices):
     """A schedule whose deviations are described by text, so that it remains valid if steps are added.
 
     Attributes:
-        moments: texts. The first option that contains the next one is chosen.
+        moments: regular expressions. The first option in which the next one is found is chosen.
     """
 
     moments: list[str] = field(default_factory=list)
@@ -128,7 +129,7 @@ class Moments(Choices):
     def pick(self, options: Sequence[str], state: Callable[[], Hashable]) -> int:
         """See `Choices.pick`."""
         del state
-        found = next((n for n, option in enumerate(options) if self.moments and self.moments[0] in option), 0)
+        found = next((n for n, option in enumerate(options) if self.moments and re.search(self.moments[0], option)), 0)
         if found:
             self.log.append(options[found])
             self.moments.pop(0)
@@ -139,7 +140,7 @@ def repeat(simulate: Callable[[Choices], None], *moments: str) -> None:
     """Run the schedule in which these deviations happen as soon as they can.
 
     Raises:
-        AssertionError: an invariant does not hold, or the deviations do not happen.
+        AssertionError: an invariant does not hold, or the deviations cannot happen.
     """
     choices = Moments((), 0, {}, moments=[*moments])
     simulate(choices)
