@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ def parallel(
     """Yield `work(item)` for each item, in order.
 
     Args:
-        work: function that is called from several threads. After a failure, it is not called for other items.
+        work: function that is called from several threads, with the context variables of the caller. After a failure, it is not
+            called for other items.
         items: items to process.
         at_once: maximum number of items processed at a time.
         check: function that is called before each item, and raises to cancel the rest.
@@ -35,4 +37,5 @@ def parallel(
         yield from map(checked, waiting)
         return
     with ThreadPoolExecutor(min(at_once, len(waiting)), thread_name_prefix="reshard-parallel") as pool:
-        yield from pool.map(checked, waiting)
+        context = copy_context()
+        yield from pool.map(lambda item: context.copy().run(checked, item), waiting)

@@ -39,8 +39,7 @@ def _no_client_stays() -> None:
 @pytest.fixture
 def _two_tries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests that fail are repeated once."""
-    for module in (client, retries):
-        monkeypatch.setattr(module, "TRIES", 2)
+    monkeypatch.setattr(retries, "TRIES", 2)
 
 
 @pytest.fixture

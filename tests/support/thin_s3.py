@@ -57,6 +57,7 @@ class ThinServer:
         uploads: unfinished multipart uploads by ID, as (bucket, key, parts).
         refuse: says which requests are answered with a status and a code instead.
         refusal_headers: the headers of these answers.
+        alter: changes the headers of an answer; "" removes one. Returns its body.
         dates: whether answers have a Date header.
         clock: the server's clock.
         longest_page: how many uploads it lists at a time; it refuses to continue a list.
@@ -70,6 +71,7 @@ class ThinServer:
     uploads: dict[str, tuple[str, str, dict[int, bytes]]] = field(default_factory=dict)
     refuse: Callable[[Request], Refusal | None] = lambda _: None
     refusal_headers: dict[str, str] = field(default_factory=dict)
+    alter: Callable[[Request, dict[str, str], bytes], bytes] = lambda _, __, body: body
     dates: bool = True
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     longest_page: int = 1000
@@ -115,7 +117,9 @@ class ThinServer:
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("range", ""))
         if wanted is None:
             return 200, {"ETag": found.etag}, found.content
-        return 206, {"ETag": found.etag}, found.content[int(wanted[1]) : int(wanted[2]) + 1]
+        content = found.content[int(wanted[1]) : int(wanted[2]) + 1]
+        end = int(wanted[1]) + len(content) - 1
+        return 206, {"ETag": found.etag, "Content-Range": f"bytes {wanted[1]}-{end}/{len(found.content)}"}, content
 
     def _list(self, request: Request) -> tuple[int, dict[str, str], bytes]:
         prefix, most = request.query.get("prefix", ""), int(request.query.get("max-keys", self.longest_listing))
@@ -206,12 +210,18 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         body = self.rfile.read(int(headers.get("content-length", "0")))
         thin = self.server.thin
-        status, more, content = thin.answer(Request(self.command, bucket, key, query, headers, body))
+        request = Request(self.command, bucket, key, query, headers, body)
+        status, more, content = thin.answer(request)
         self.send_response_only(status)
         if thin.dates:
             more["Date"] = f"{thin.clock():%a, %d %b %Y %H:%M:%S GMT}"
-        for name, value in {**more, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
+        more = {**more, "Content-Length": str(len(content))}
+        content = thin.alter(request, more, content)
+        for name, value in more.items():
+            if value:
+                self.send_header(name, value)
+        if not more["Content-Length"]:
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(content if self.command != "HEAD" else b"")
 

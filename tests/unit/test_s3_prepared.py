@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +14,7 @@ from reshard.progress import Cancellation, CancelledError
 from reshard.spec.storage_options import StorageOptions
 from reshard.storage import open_store
 from reshard.storage.cancellable import cancelled_by
-from reshard.storage.s3 import client, prepared
+from reshard.storage.s3 import client, prepared, retries
 from reshard.storage.traffic import metered
 
 if TYPE_CHECKING:
@@ -123,8 +122,7 @@ def test_credentials_are_renewed_between_ranges_and_between_parts(server: thin_s
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between two tries of a request, in seconds. They take no time."""
     found: list[float] = []
-    monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=found.append))
-    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=found.append))
+    monkeypatch.setattr(retries, "wait", found.append)
     return found
 
 
@@ -223,13 +221,13 @@ def test_a_server_that_often_cannot_be_reached_is_not_given_up(
 def test_cancelled_work_repeats_no_request(server: thin_s3.ThinServer, monkeypatch: pytest.MonkeyPatch, does: str) -> None:
     server.put("bucket", "a/x", CONTENT)
     cancellation = Cancellation()
-    monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda _: cancellation.cancel()))
+    monkeypatch.setattr(retries, "wait", lambda _: cancellation.cancel())
+    store = open_store("s3://bucket/a")
     with cancelled_by(cancellation.check):
-        store = open_store("s3://bucket/a")
-    reader = store.open("x")
-    refused = refuse_first(server, 1000, (503, "SlowDown"))
-    with pytest.raises(CancelledError):
-        reader.read(0, 1) if does == "read" else write(store, "y")
+        reader = store.open("x")
+        refused = refuse_first(server, 1000, (503, "SlowDown"))
+        with pytest.raises(CancelledError):
+            reader.read(0, 1) if does == "read" else write(store, "y")
     assert len(refused) - len(set(refused)) <= 1  # the second try was in time
     sent = len(server.requests)
     with pytest.raises(CancelledError):

@@ -256,10 +256,10 @@ def produce_together(
             content._replace(opened=nullcontext(each.emit), losses=Losses(), fingerprints=None)
             for content, each in zip(contents, sums, strict=True)
         ]
-        _carry_out(summed, [each.spans for each in sums], by_name, files, budget)
+        _carry_out(summed, [each.spans for each in sums], by_name, files, cancellation, budget)
         crcs = [each.crc for each in sums]
     pieces = [task.pieces(content.plan.rank, crc) for content, crc in zip(contents, crcs, strict=True)]
-    _carry_out(contents, pieces, task.model.parameters, files, budget)
+    _carry_out(contents, pieces, task.model.parameters, files, cancellation, budget)
 
 
 def _carry_out(
@@ -267,13 +267,14 @@ def _carry_out(
     pieces: Sequence[Iterable[Piece]],
     parameters: Iterable[Parameter],
     files: SourceFiles,
+    cancellation: Cancellation,
     budget: PassBudget,
 ) -> None:
     """Produce these pieces of the contents, which contain the parameters in this order."""
     steps = [FileMoves(content.plan, each, budget.tile) for content, each in zip(contents, pieces, strict=True)]
     sinks = [Sink(content.opened, content.losses, content.fingerprints) for content in contents]
     found = batches(steps, parameters, budget.batch, budget.gap)
-    carry_out_together(_counted(found, contents, budget.longest), files, sinks, budget)
+    carry_out_together(_counted(found, contents, budget.longest), files, sinks, budget, cancellation)
 
 
 def _counted(found: Iterable[Batch], contents: Sequence[Shared], longest: int) -> Iterator[Batch]:

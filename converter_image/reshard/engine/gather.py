@@ -17,6 +17,7 @@ from reshard.plan.fetched import MOST_OVERREAD
 from reshard.plan.runs import reads_of
 from reshard.source.changed import source_changed
 from reshard.storage.ahead import Ahead
+from reshard.storage.cancellable import cancelled_by, current_check
 from reshard.storage.digest import sample_of
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class SourceFiles:
         self._ahead: Ahead | None = None
         self._lock = threading.Lock()
         self._content = content
+        self._check = current_check()
 
     def expect(self, sources: Sequence[int], reads: Iterable[Read], budget: Budget) -> None:
         """Prefetch the reads that will follow, in this order, if the first source waits for a server or a disk.
@@ -113,7 +115,8 @@ class SourceFiles:
     def _newly_opened(self, rank: int) -> Reader:
         file = self._files[rank]
         try:
-            reader = self._store.open(file.path)
+            with cancelled_by(self._check):  # any thread may be the first to need the file
+                reader = self._store.open(file.path)
         except MissingInputError as error:
             raise self._changed(rank, "was deleted") from error
         except DataError as error:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from reshard.engine.gather import SourceFiles
     from reshard.engine.memory import PassBudget
     from reshard.engine.moves import Move
+    from reshard.progress import Cancellation
     from reshard.storage.protocol import Reader
 
 
@@ -45,8 +46,12 @@ class Sink:
     fingerprints: FileFingerprints | None = None
 
 
-def carry_out_together(batches: Iterable[Batch], files: SourceFiles, sinks: Sequence[Sink], budget: PassBudget) -> None:
+def carry_out_together(
+    batches: Iterable[Batch], files: SourceFiles, sinks: Sequence[Sink], budget: PassBudget, cancellation: Cancellation
+) -> None:
     """Carry out the batches of a pass. Each sink gets its parts in order, and is called by one thread at a time.
+
+    The first failure cancels the work, so that no thread repeats requests.
 
     Raises:
         DataError, StorageError: the source cannot be read.
@@ -56,7 +61,7 @@ def carry_out_together(batches: Iterable[Batch], files: SourceFiles, sinks: Sequ
         ThreadPoolExecutor(budget.fetchers, thread_name_prefix="reshard-fetch") as fetchers,
         ThreadPoolExecutor(budget.workers, thread_name_prefix="reshard-write") as workers,
     ):
-        running = _Pass(files, sinks, budget, fetchers, workers)
+        running = _Pass(files, sinks, budget, cancellation, fetchers, workers)
         try:
             for batch in batches:
                 running.start(batch)
@@ -75,10 +80,11 @@ class _Pass:
         files: SourceFiles,
         sinks: Sequence[Sink],
         budget: PassBudget,
+        cancellation: Cancellation,
         fetchers: ThreadPoolExecutor,
         workers: ThreadPoolExecutor,
     ) -> None:
-        self._files, self._budget, self._fetchers = files, budget, fetchers
+        self._files, self._budget, self._cancellation, self._fetchers = files, budget, cancellation, fetchers
         tiles = buffers(budget.tile + ALIGNMENT, len(sinks))
         self._outputs = [_Output(files, *each, budget.tile) for each in zip(sinks, tiles, strict=True)]
         self._queues = [_Queue(workers) for _ in sinks]
@@ -105,6 +111,7 @@ class _Pass:
     def fail(self, error: BaseException) -> None:
         """Skip everything that has not started. The first failure is kept."""
         self._failure = self._failure or error
+        self._cancellation.cancel()
 
     def wait(self) -> None:
         """Wait until all batches were carried out or skipped."""

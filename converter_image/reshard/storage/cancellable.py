@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from reshard.storage.protocol import Reader, ReadStore, Stat
     from reshard.storage.traffic import Meter
@@ -17,12 +18,17 @@ _current: ContextVar[Callable[[], None]] = ContextVar("reshard_check", default=l
 
 @contextmanager
 def cancelled_by(check: Callable[[], None]) -> Iterator[None]:
-    """Let the transfers of stores that are opened in this context end when `check` raises, instead of being repeated."""
+    """Let the requests of the body end when `check` raises, instead of being repeated, and those of files that it opens."""
     token = _current.set(check)
     try:
         yield
     finally:
         _current.reset(token)
+
+
+def not_cancelled() -> AbstractContextManager[None]:
+    """Let the requests of the body be repeated although the work was cancelled, because they clean up."""
+    return cancelled_by(lambda: None)
 
 
 def current_check() -> Callable[[], None]:

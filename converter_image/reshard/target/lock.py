@@ -15,6 +15,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 
 from reshard.checkpoint.manifest import decode
 from reshard.errors import AccessError, DataError, LockedError, MissingInputError
+from reshard.storage.cancellable import not_cancelled
 from reshard.target.folder import LOCK
 from reshard.target.process import ProcessId, has_ended, start_time, this_process
 
@@ -114,11 +115,13 @@ def locked(store: Store, path: str, *, owner: str | None, mode: int | None) -> I
         finally:
             stop.set()
             heart.join()
-            if not (me.shared and any(other != member for other, _ in _members(store, path))):
-                handle.release()
+            with not_cancelled():
+                if not (me.shared and any(other != member for other, _ in _members(store, path))):
+                    handle.release()
     finally:
         if me.shared:
-            store.delete(member)
+            with not_cancelled():
+                store.delete(member)
 
 
 @contextmanager

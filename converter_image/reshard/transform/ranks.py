@@ -12,6 +12,7 @@ from reshard.engine.memory import budget, pass_budget, pass_limits
 from reshard.engine.rankfile import write_rank
 from reshard.engine.together import write_together
 from reshard.plan.passes import equal_targets, passes
+from reshard.storage.cancellable import cancelled_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -51,12 +52,13 @@ def write_ranks(run: Run, ranks: Sequence[int], workers: int) -> list[Written]:
     together, alone = [each for each in found if len(each) > 1], [rank for rank, *others in found if not others]
     try:
         written = list["Written"]()
-        for some in together:
-            contents = _contents(run.task, some)
-            store = run.state.target.store
-            budget_of_pass = pass_budget(_files(store, contents), workers, run.task.source, store)
-            written += write_together(run, contents, budget_of_pass, _link(run, contents))
-        written += _write_alone(run, alone, workers)
+        with cancelled_by(run.cancellation.check):
+            for some in together:
+                contents = _contents(run.task, some)
+                store = run.state.target.store
+                budget_of_pass = pass_budget(_files(store, contents), workers, run.task.source, store)
+                written += write_together(run, contents, budget_of_pass, _link(run, contents))
+            written += _write_alone(run, alone, workers)
     except BaseException:
         run.cancellation.cancel()
         raise

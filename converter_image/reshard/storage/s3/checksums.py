@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from botocore import exceptions as boto
 from zlib_ng import zlib_ng
 
-from reshard.storage.s3.failures import PRECONDITION_FAILED, code_of
-from reshard.storage.s3.retries import retrying
+from reshard.storage.s3.failures import PRECONDITION_FAILED, code_of, stated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +52,7 @@ class Checksums:
         while True:
             kind = self._kind
             try:
-                retrying(request, Body=content, **checksum(kind, content), **parameters)
+                request(Body=content, **checksum(kind, content), **parameters)
             except boto.ClientError as error:
                 self._weaken(kind, error, _NOT_UNDERSTOOD)
             else:
@@ -99,7 +98,7 @@ class Checksums:
 def create_upload(client: BaseClient, named: dict[str, Any], kind: str) -> str:
     """Create a multipart upload whose parts have this kind of checksum. Return its ID."""
     algorithm = {"ChecksumAlgorithm": kind} if kind == "CRC32" else {}
-    return str(client.create_multipart_upload(**algorithm, **named)["UploadId"])
+    return str(stated(client.create_multipart_upload(**algorithm, **named), "UploadId"))
 
 
 def completed_part(number: int, etag: str, carried: dict[str, str]) -> dict[str, Any]:
@@ -126,8 +125,8 @@ def _write_in_parts(client: BaseClient, named: dict[str, str], kind: str) -> Non
     upload = {**named, "UploadId": create_upload(client, named, kind)}
     try:
         carried = checksum(kind, content)
-        found = retrying(client.upload_part, PartNumber=1, Body=content, **carried, **upload)
-        parts = [completed_part(1, found["ETag"], carried)]
+        found = client.upload_part(PartNumber=1, Body=content, **carried, **upload)
+        parts = [completed_part(1, stated(found, "ETag"), carried)]
         client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
     except boto.ClientError:
         with suppress(boto.ClientError, boto.BotoCoreError):

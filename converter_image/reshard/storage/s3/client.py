@@ -16,7 +16,7 @@ from botocore.loaders import Loader
 from reshard.errors import AccessError, RequestError, UsageError
 from reshard.storage.s3.failures import failures, without_credentials
 from reshard.storage.s3.prepared import allow_preparing
-from reshard.storage.s3.retries import TRIES, limit_retries
+from reshard.storage.s3.retries import add_retries
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -59,7 +59,7 @@ def client_of(storage_options: StorageOptions) -> BaseClient:
             s3["payload_signing_enabled"] = False
         config = Config(
             s3=s3 or None,
-            retries={"mode": "standard", "total_max_attempts": TRIES},
+            retries={"mode": "standard", "total_max_attempts": 1},  # see `add_retries`
             connect_timeout=_CONNECT_SECONDS,
             read_timeout=_READ_SECONDS,
             max_pool_connections=_MOST_CONNECTIONS,
@@ -76,7 +76,7 @@ def client_of(storage_options: StorageOptions) -> BaseClient:
             config=config,
         )
     allow_preparing(client)
-    limit_retries(client)
+    add_retries(client)
     _check_endpoint(client.meta.endpoint_url)  # which the environment or a profile may set
     return client
 

@@ -54,7 +54,7 @@ class Deleter:
                     raise
                 self._one_by_one = True
                 return keys
-        deleted = {each["Key"] for each in answer.get("Deleted", ())}
+        deleted = {each.get("Key") for each in answer.get("Deleted", ())}
         return [key for key in keys if key not in deleted]
 
     def _delete_one(self, key: str) -> None:

@@ -22,7 +22,7 @@ from reshard.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _LONGEST_MESSAGE = 300
 
@@ -89,6 +89,12 @@ def code_of(error: boto.ClientError) -> str:
     )
 
 
+class InvalidResponseError(boto.BotoCoreError):  # type: ignore[misc]  # botocore comes without types
+    """A successful response that lacks a field that all servers send, or that is not what was requested."""
+
+    fmt = "the server's response {problem}"
+
+
 @contextmanager
 def failures(where: str) -> Iterator[None]:
     """Convert errors of botocore in the body to errors of this package, with a remedy and without secrets."""
@@ -96,6 +102,9 @@ def failures(where: str) -> Iterator[None]:
         yield
     except boto.ClientError as error:
         raise _of_answer(error, where) from error
+    except InvalidResponseError as error:
+        fix = "check the endpoint, and that no proxy changes the responses of the server"
+        raise StorageError("ResponseInvalid", str(error), where=where, fix=fix) from error
     # An invalid endpoint URL is a ValueError; botocore does not wrap errors that interrupt the body of an error response.
     except (boto.BotoCoreError, HTTPError, ValueError, OSError) as error:
         raise _of_way(error, where) from error
@@ -149,6 +158,17 @@ def _of_way(error: Exception, where: str) -> ReshardError:
     if isinstance(error, boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError | HTTPError | OSError):
         return StorageError("Unreachable", what, where=where, fix="check the endpoint and the network, then retry")
     return StorageError("RequestFailed", what, where=where, fix="retry")
+
+
+def stated(answer: Mapping[str, Any], name: str) -> Any:
+    """Return a field of a response, or one of its headers.
+
+    Raises:
+        InvalidResponseError: the response has no such field.
+    """
+    if name not in answer:
+        raise InvalidResponseError(problem=f"has no {name}")
+    return answer[name]
 
 
 def date_of(answer: dict[str, Any]) -> float | None:

@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from botocore import exceptions as boto
 from botocore.awsrequest import AWSRequest, AWSResponse
+from urllib3.exceptions import HTTPError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -102,14 +103,11 @@ class Answer:
 
     Attributes:
         headers: headers of the response.
-        length: length of its body in bytes. -1 means that the server does not state it.
         received: number of bytes of the body that were received.
     """
 
     def __init__(self, answer: AWSResponse) -> None:
         self.headers: Mapping[str, str] = answer.headers
-        length = answer.headers.get("Content-Length", "")
-        self.length = int(length) if length.isdecimal() else -1
         self.received = 0
         self._raw = answer.raw
         self._body = getattr(answer.raw, _WITHOUT_COPIES, answer.raw)
@@ -131,7 +129,7 @@ class Answer:
 
     def close(self) -> None:
         """Keep the connection if the body is complete. Otherwise, close it."""
-        if self.received == self.length:
+        if str(self.received) == self.headers.get("Content-Length"):
             self._raw.drain_conn()
             self._raw.release_conn()
         self._raw.close()
@@ -172,7 +170,13 @@ class Prepared:
             answer = self._endpoint.http_session.send(request)
         except boto.BotoCoreError as error:
             return Failure(error)
-        return Answer(answer) if answer.status_code in _SUCCESS else Failure(answer)
+        if answer.status_code in _SUCCESS:
+            return Answer(answer)
+        try:
+            answer.content  # noqa: B018 - botocore keeps it, and would not catch an error
+        except HTTPError as error:
+            return Failure(boto.ResponseStreamingError(error=error))
+        return Failure(answer)
 
     def _prepare(self) -> _Seen:
         seen: list[_Seen] = []

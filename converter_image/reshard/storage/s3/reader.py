@@ -11,13 +11,14 @@ from botocore import exceptions as boto
 from reshard.errors import MissingInputError
 from reshard.storage.ahead import GAP_BYTES
 from reshard.storage.bounded import BoundedReader
-from reshard.storage.s3.failures import changed, failures
+from reshard.storage.cancellable import cancelled_by, current_check
+from reshard.storage.s3.failures import InvalidResponseError, changed, failures, stated
 from reshard.storage.s3.prepared import Answer, Prepared, continued
-from reshard.storage.s3.retries import retrying, unless_cancelled
+from reshard.storage.s3.retries import retrying
 from reshard.storage.spans import read_spans
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from botocore.client import BaseClient
 
@@ -36,22 +37,21 @@ _LONGEST_SPAN = 4 << 20
 class S3Reader(BoundedReader):
     """One version of an object. If the object changes, reads raise an error.
 
+    If the work is cancelled that the reader was created for, see `cancelled_by`, requests are not repeated, in any thread.
+
     Args:
         client: S3 client.
         bucket: name of the bucket.
         key: key of the object.
         meter: meter of what is fetched.
-        check: function that is called before each try of a request, and raises if the work was cancelled.
         size: length in bytes.
         version: ETag of the version.
     """
 
-    def __init__(
-        self, client: BaseClient, bucket: str, key: str, meter: Meter, check: Callable[[], None], *, size: int, version: str
-    ) -> None:
+    def __init__(self, client: BaseClient, bucket: str, key: str, meter: Meter, *, size: int, version: str) -> None:
         self._client, self._bucket, self._key = client, bucket, key
         self._meters: tuple[Meter, ...] = (meter,)
-        self._check = check
+        self._check = current_check()
         self._prepared = Prepared(client, "get_object", Bucket=bucket, Key=key)
         self.name = f"s3://{bucket}/{key}"
         self.size = size
@@ -69,7 +69,7 @@ class S3Reader(BoundedReader):
         if not view:
             return
         try:
-            with failures(self.name):
+            with failures(self.name), cancelled_by(self._check):
                 retrying(self._request, view, offset)
         except MissingInputError as error:
             raise changed(self.name, "was deleted") from error
@@ -93,32 +93,45 @@ class S3Reader(BoundedReader):
         wanted = f"bytes={offset}-{offset + len(view) - 1}"
         sent = self._prepared.send({"Range": wanted, "If-Match": self.version})
         if isinstance(sent, Answer):
-            self._fill(view, sent)
+            self._fill(view, offset, sent)
             return
         named = {"Bucket": self._bucket, "Key": self._key, "Range": wanted, "IfMatch": self.version}
-        with continued(sent), unless_cancelled(self._check), response(self._client, self._meters, **named) as found:
-            _check_length(found["ContentLength"], view)
+        with continued(sent), response(self._client, self._meters, **named) as found:
+            self._check_response(found["ResponseMetadata"]["HTTPHeaders"], view, offset)
             receive(found["Body"], view)
 
-    def _fill(self, view: memoryview, answer: Answer) -> None:
+    def _fill(self, view: memoryview, offset: int, answer: Answer) -> None:
         """Fill `view` from the response to a prepared request."""
         try:
-            _check_length(answer.length, view)
+            self._check_response(answer.headers, view, offset)
             receive(answer, view, _LARGEST_DIRECT_PIECE)
         finally:
             answer.close()
             for meter in self._meters:
                 meter.add(answer.received, 1)
 
+    def _check_response(self, headers: Mapping[str, str], view: memoryview, offset: int) -> None:
+        """Check that a response contains the requested bytes of the version that was opened.
 
-def _check_length(length: int, view: memoryview) -> None:
-    """Check the length that a response states.
+        Raises:
+            IncompleteReadError: its length differs.
+            InvalidResponseError: it does not state its length or range, or the range is another one.
+            DataError: it is of another version, although a server must refuse such a request.
+        """
+        if len(view) < self.size:  # otherwise, the response may be the whole object
+            wanted, found = f"bytes {offset}-{offset + len(view) - 1}", stated(headers, "content-range")
+            if found.partition("/")[0] != wanted:
+                raise InvalidResponseError(problem=f"contains {found} instead of {wanted}")
+        length = stated(headers, "content-length")
+        if length != str(len(view)):
+            raise boto.IncompleteReadError(actual_bytes=length, expected_bytes=len(view))
+        if _bare(headers.get("etag", self.version)) != _bare(self.version):
+            raise changed(self.name)
 
-    Raises:
-        IncompleteReadError: it is not that of the view.
-    """
-    if length != len(view):
-        raise boto.IncompleteReadError(actual_bytes=length, expected_bytes=len(view))
+
+def _bare(etag: str) -> str:
+    """Return an ETag as some servers list it, without quotes."""
+    return etag.removeprefix("W/").strip('"')
 
 
 @contextmanager

@@ -1,27 +1,51 @@
-"""When a request is sent again, and after which pause.
+"""When a request is sent again, and after which pause: one rule for all requests of a client.
 
-The standard mode of botocore repeats requests that fail before the response starts, such as those that a busy server refuses. It
-waits for a random time that grows exponentially, and for the time in the response. `retrying` repeats the others.
+Botocore's own rules share a limited number of retries among all requests of a client, which concurrent requests use up while a
+server cannot be reached. Then each request fails at its first try. This module decides for botocore, by an event of its client.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from contextvars import ContextVar
+import random
+import time
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from botocore import exceptions as boto
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_random_exponential
 from urllib3.exceptions import HTTPError
 
-from reshard.storage.s3.failures import code_of
+from reshard.storage.cancellable import current_check
+from reshard.storage.s3.failures import BUSY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from botocore.awsrequest import AWSResponse
     from botocore.client import BaseClient
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# The pauses between so many tries take about half a minute; then an error is raised, and the whole transform may be retried.
+TRIES = 8
+_PASSING_STATUSES = {500, 502, 503, 504}
+# The server received too few or other bytes than were sent, or received them too slowly.
+_PASSING_CODES = {
+    *BUSY,
+    *("BadDigest", "IncompleteBody", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"),
+    *("InternalError", "PriorRequestNotComplete", "RequestTimeout", "RequestTimeoutException"),
+}
+_PASSING_ERRORS = (boto.ConnectionError, boto.HTTPClientError)
+# The longest first pause. It doubles with every try.
+_BUSY_SECONDS = 1.0
+_OTHER_SECONDS = 0.05
+_LONGEST_PAUSE_SECONDS = 20.0
+# A response may demand a pause that is longer by this.
+_MOST_DEMANDED_SECONDS = 5.0
+_MOST_DIGITS = 9  # Python refuses to convert thousands of them
+_CHECK_SECONDS = 0.1
+
+# A response broke off after it had started, so that the client has returned it.
 _BROKEN_OFF = (
     boto.ConnectionClosedError,
     boto.IncompleteReadError,
@@ -30,69 +54,70 @@ _BROKEN_OFF = (
     boto.FlexibleChecksumError,
     HTTPError,
 )
-_NOT_CONNECTED = (boto.ConnectTimeoutError, boto.EndpointConnectionError, boto.ProxyConnectionError)
-P = ParamSpec("P")
-T = TypeVar("T")
-
-# Tries of a client, and of `retrying`. The client's waits grow to 20 s, together about a minute; then an error is raised, and the
-# whole transform may be retried.
-TRIES = 8
 _LONGEST_SECONDS = 120.0
 _LONGEST_WAIT_SECONDS = 10.0
-# The server received other bytes than were sent.
-_DAMAGED = {"BadDigest", "IncompleteBody", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}
-# Newer versions of botocore wait for the milliseconds in this header of a response, at most 5 s longer than they would anyway.
-_SHORTEST_PAUSE = "x-amz-retry-after"
-_MOST_DIGITS = 9  # Python refuses to convert thousands of them
 
 
-# Number of the client's last try of this thread's last request.
-_last_try: ContextVar[int] = ContextVar("_last_try", default=0)
-# Function that raises an error if the work of this thread was cancelled.
-_check: ContextVar[Callable[[], None]] = ContextVar("_check", default=lambda: None)
+def add_retries(client: BaseClient) -> None:
+    """Let a client repeat requests by the rule of this module. Its configuration must permit one try only.
+
+    Between two tries, the client calls `current_check`, which raises if the work was cancelled.
+    """
+    client.meta.events.register("needs-retry.s3", _repeat)
 
 
-def limit_retries(client: BaseClient) -> None:
-    """Let a client heed the `Retry-After` header of a response, up to 5 s, and not repeat requests of cancelled work."""
-    client.meta.events.register_first("needs-retry.s3", _before_retry)
+def _repeat(
+    response: tuple[AWSResponse, dict[str, Any]] | None, attempts: int, caught_exception: Exception | None, **_: object
+) -> int | None:
+    """Wait and return 0, the time in seconds that the client itself should wait, to repeat a request. Otherwise, return None."""
+    if attempts >= TRIES:
+        return None
+    if response is None:
+        if not isinstance(caught_exception, _PASSING_ERRORS):
+            return None
+        seconds = pause(attempts)
+    else:
+        answer, parsed = response
+        code = parsed.get("Error", {}).get("Code")
+        if answer.status_code not in _PASSING_STATUSES and code not in _PASSING_CODES:
+            return None
+        seconds = pause(attempts, busy=code in BUSY, demanded=answer.headers.get("Retry-After", ""))
+    current_check()()
+    wait(seconds)
+    current_check()()
+    return 0
 
 
-@contextmanager
-def unless_cancelled(check: Callable[[], None]) -> Iterator[None]:
-    """Let the client call `check`, which raises if the work was cancelled, before it repeats requests of the body."""
-    token = _check.set(check)
-    try:
-        yield
-    finally:
-        _check.reset(token)
+def pause(tries: int, *, busy: bool = False, demanded: str = "") -> float:
+    """Return the seconds to wait after this number of tries.
+
+    Args:
+        tries: number of tries.
+        busy: whether the server is busy.
+        demanded: header `Retry-After` of the response. A date is ignored.
+    """
+    longest = min(_LONGEST_PAUSE_SECONDS, (_BUSY_SECONDS if busy else _OTHER_SECONDS) * 2 ** (tries - 1))
+    seconds = random.uniform(0, longest)  # noqa: S311 - not for cryptography
+    if demanded.isdecimal() and len(demanded) <= _MOST_DIGITS:
+        seconds = min(max(seconds, float(demanded)), seconds + _MOST_DEMANDED_SECONDS)
+    return seconds
 
 
-def _before_retry(response: tuple[AWSResponse, dict[str, Any]] | None, attempts: int, **_: object) -> None:
-    _last_try.set(attempts)
-    _check.get()()
-    headers = response[0].headers if response is not None else {}
-    if (seconds := headers.get("Retry-After", "")).isdecimal() and len(seconds) <= _MOST_DIGITS:
-        headers.setdefault(_SHORTEST_PAUSE, str(int(seconds) * 1000))
+def wait(seconds: float) -> None:
+    """Wait, unless the work of the current context is cancelled."""
+    check, end = current_check(), time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        check()
+        time.sleep(min(left, _CHECK_SECONDS))
 
 
 def retrying(request: Callable[P, T], *arguments: P.args, **parameters: P.kwargs) -> T:
-    """Send a request. Send it again if its response is interrupted, or if the content was damaged in transit.
-
-    Also send it again if botocore has given it up before the last try. For all requests of a client together, botocore limits
-    the number of those that it repeats, and does not know about prepared requests that succeed.
-    """
+    """Send a request, and receive its response. Do both again if the response is interrupted."""
     tries = Retrying(
-        retry=retry_if_exception(_is_passing),
+        retry=retry_if_exception_type(_BROKEN_OFF),
         stop=stop_after_attempt(TRIES) | stop_after_delay(_LONGEST_SECONDS),
         wait=wait_random_exponential(multiplier=0.1, max=_LONGEST_WAIT_SECONDS),
+        sleep=wait,
         reraise=True,
     )
     return tries(request, *arguments, **parameters)
-
-
-def _is_passing(error: BaseException) -> bool:
-    if isinstance(error, boto.ClientError):
-        return code_of(error) in _DAMAGED or "RetryQuotaReached" in error.response.get("ResponseMetadata", {})
-    if isinstance(error, _NOT_CONNECTED):  # without a response that would state why the client has given up
-        return _last_try.get() < TRIES
-    return isinstance(error, _BROKEN_OFF)

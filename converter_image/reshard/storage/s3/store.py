@@ -11,12 +11,11 @@ from botocore import exceptions as boto
 
 from reshard.errors import BugError, DataError, MissingInputError, StorageError, UsageError
 from reshard.parallel import parallel
-from reshard.storage.cancellable import current_check
 from reshard.storage.protocol import PROBE, PartLimits, Stat, WriteCost
 from reshard.storage.s3.checksums import Checksums
 from reshard.storage.s3.client import client_of
 from reshard.storage.s3.deletion import Deleter
-from reshard.storage.s3.failures import MISSING, code_of, date_of, failures, without_credentials
+from reshard.storage.s3.failures import MISSING, code_of, date_of, failures, stated, without_credentials
 from reshard.storage.s3.parts import LONGEST_COPY, MOST_PARTS, SMALLEST_PART, buffers, part_size
 from reshard.storage.s3.reader import S3Reader, receive, response
 from reshard.storage.s3.retries import retrying
@@ -44,12 +43,14 @@ class _Found(NamedTuple):
     """An existing object, as a listing describes it.
 
     Attributes:
+        key: key of the object.
         size: length in bytes.
         version: ETag of the object.
         modified: time at which the object was written, by the server's clock.
         now: server's time in the response. None means that the response does not contain it.
     """
 
+    key: str
     size: int
     version: str
     modified: float
@@ -80,7 +81,7 @@ class S3Store:
         self._bucket, self._prefix = bucket, prefix
         self._storage_options = storage_options
         self._client = client_of(storage_options)
-        self._meter, self._check = current_meter(), current_check()
+        self._meter = current_meter()
         self._checksums = Checksums(storage_options.checksums, self._client, self._named(PROBE))
         self._deleter = Deleter(self._client, bucket)
         self._uploads = Uploads(self._client, bucket, f"{prefix}/" if prefix else "", self._key(PROBE), self._clock)
@@ -121,7 +122,7 @@ class S3Store:
         folder, found = self._folder_key(path), []
         for page in self._pages("list_objects_v2", Prefix=folder, Delimiter="/"):
             found += [_folder(p["Prefix"][len(folder) : -1]) for p in page.get("CommonPrefixes", ())]
-            found += [_file(o, o["Key"][len(folder) :]) for o in page.get("Contents", ())]
+            found += [_file(each, each.key.removeprefix(folder)) for each in self._objects(page)]
         return _entries(found)
 
     def list_folders(self, paths: Sequence[str]) -> Sequence[Sequence[Stat]]:
@@ -156,11 +157,7 @@ class S3Store:
         listed = self._listed_together(keys)
         if listed is None:
             each = zip(keys, parallel(self._find, keys), strict=True)
-            listed = [
-                Stat(key, is_folder=False, size=f.size, version=f.version, modified=f.modified)
-                for key, f in each
-                if f is not None
-            ]
+            listed = [_file(found, key) for key, found in each if found is not None]
         there = ((keys[stat.name], stat) for stat in listed if stat.name in keys)
         return {path: replace(stat, name=path.rpartition("/")[2]) for path, stat in there}
 
@@ -177,7 +174,7 @@ class S3Store:
         for number, page in enumerate(self._pages("list_objects_v2", Prefix=prefix)):
             if number == most:
                 return None
-            found += [_file(each, each["Key"]) for each in page.get("Contents", ())]
+            found += [_file(each, each.key) for each in self._objects(page)]
         return found
 
     def open(self, path: str) -> S3Reader:
@@ -188,7 +185,7 @@ class S3Store:
                 "NotFound", "no such object", where=self._where(path), fix="check the bucket, prefix and endpoint"
             )
         key, size, version = self._key(path), found.size, found.version
-        return S3Reader(self._client, self._bucket, key, self._meter, self._check, size=size, version=version)
+        return S3Reader(self._client, self._bucket, key, self._meter, size=size, version=version)
 
     def read(self, path: str, limit: int) -> bytes:
         """See `Store.read`."""
@@ -197,7 +194,7 @@ class S3Store:
 
     def _read(self, path: str, limit: int) -> bytearray:
         with response(self._client, (self._meter,), **self._named(path), ChecksumMode="ENABLED") as found:
-            size = found["ContentLength"]
+            size = stated(found, "ContentLength")
             if size > limit:
                 where = self._where(path)
                 raise DataError(
@@ -216,8 +213,7 @@ class S3Store:
     ) -> S3Writer:
         """See `Store.create`."""
         del temporary, mode
-        named, idle = self._named(path), self._idle
-        return S3Writer(self._client, named, self._checksums, idle, self._check, size=size, memory=memory, copies=copies)
+        return S3Writer(self._client, self._named(path), self._checksums, self._idle, size=size, memory=memory, copies=copies)
 
     def write_cost(self, size: int, memory: int) -> WriteCost:
         """See `Store.write_cost`."""
@@ -280,7 +276,7 @@ class S3Store:
 
     def _delete_below(self, path: str) -> None:
         for page in self._pages("list_objects_v2", Prefix=f"{self._key(path)}/"):
-            self._deleter.delete([each["Key"] for each in page.get("Contents", ())])
+            self._deleter.delete([each.key for each in self._objects(page)])
 
     def delete_files(self, paths: Collection[str], *, prune: bool = False, through: str = "") -> None:
         """See `Store.delete_files`. Ignores `prune` and `through`, because a bucket has no folders and no renames."""
@@ -311,7 +307,7 @@ class S3Store:
     def _check_abort(self) -> None:
         named = self._named(PROBE)
         upload = self._client.create_multipart_upload(**named)
-        self._client.abort_multipart_upload(**named, UploadId=upload["UploadId"])
+        self._client.abort_multipart_upload(**named, UploadId=stated(upload, "UploadId"))
 
     def free_bytes(self) -> int | None:
         """See `Store.free_bytes`."""
@@ -340,10 +336,7 @@ class S3Store:
         """Find one object with a listing. Unlike the response to a HEAD request, a denied listing contains the reason."""
         with failures(f"{SCHEME}{self._bucket}/{key}"):
             page = self._client.list_objects_v2(Bucket=self._bucket, Prefix=key, MaxKeys=1)
-        for found in page.get("Contents", ()):
-            if found["Key"] == key:
-                return _Found(found["Size"], found["ETag"], float(found["LastModified"].timestamp()), date_of(page))
-        return None
+        return next((each for each in self._objects(page) if each.key == key), None)
 
     def _clock(self, said: float | None) -> float:
         """Return the server's time in a response. If it contains none, return the time of an object that is written now."""
@@ -363,6 +356,11 @@ class S3Store:
             )
         return found.modified
 
+    def _objects(self, page: dict[str, Any]) -> Sequence[_Found]:
+        now = date_of(page)
+        with failures(self.url):
+            return [_found(listed, now) for listed in page.get("Contents", ())]
+
     def _pages(self, operation: str, **parameters: str) -> Iterator[dict[str, Any]]:
         pages = iter(self._client.get_paginator(operation).paginate(Bucket=self._bucket, **parameters))
         while True:
@@ -373,9 +371,13 @@ class S3Store:
             yield page
 
 
-def _file(listed: dict[str, Any], name: str) -> Stat:
-    """Return an object's entry in a listing."""
-    return Stat(name, False, listed["Size"], listed["ETag"], listed["LastModified"].timestamp())  # noqa: FBT003 - as its fields are
+def _found(listed: dict[str, Any], now: float | None) -> _Found:
+    key, size, version, modified = (stated(listed, name) for name in ("Key", "Size", "ETag", "LastModified"))
+    return _Found(key, size, version, modified.timestamp(), now)
+
+
+def _file(found: _Found, name: str) -> Stat:
+    return Stat(name, False, found.size, found.version, found.modified)  # noqa: FBT003 - as its fields are
 
 
 def _folder(name: str) -> Stat:

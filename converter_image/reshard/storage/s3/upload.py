@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from botocore import exceptions as boto
 
 from reshard.storage.buffers import buffers as mapped
+from reshard.storage.cancellable import cancelled_by, current_check, not_cancelled
 from reshard.storage.s3.checksums import checksum, completed_part, create_upload, headers_of
-from reshard.storage.s3.failures import code_of, failures
+from reshard.storage.s3.failures import code_of, failures, stated
 from reshard.storage.s3.parts import buffers, copies, part_size
 from reshard.storage.s3.prepared import Answer, Prepared, continued
-from reshard.storage.s3.retries import retrying, unless_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,19 +87,17 @@ class S3Writer:
         named: bucket and key of the object.
         checksums: kind of the checksums of the server.
         idle: memory of finished parts, to reuse.
-        check: function that is called before each try of a part, and raises if the work was cancelled.
         size: length of the object in bytes, if it is known.
         memory: maximum number of bytes that are buffered.
         copies: whether the server copies some parts.
     """
 
-    def __init__(  # noqa: PLR0913 - independent parts of an upload
+    def __init__(
         self,
         client: BaseClient,
         named: dict[str, str],
         checksums: Checksums,
         idle: list[memoryview],
-        check: Callable[[], None],
         *,
         size: int | None,
         memory: int,
@@ -108,7 +106,7 @@ class S3Writer:
         self._client = client
         self._object = named  # by bucket and key
         self._name = f"s3://{named['Bucket']}/{named['Key']}"
-        self._checksums, self._copies, self._cancelled = checksums, copies, check
+        self._checksums, self._copies, self._cancelled = checksums, copies, current_check()
         self._part_bytes = part_size(size)
         self._room = threading.Semaphore(buffers(size, memory))
         self._pool = ThreadPoolExecutor(buffers(size, memory) - 1, thread_name_prefix="reshard-upload")
@@ -153,9 +151,13 @@ class S3Writer:
 
     def _submit(self, send: Callable[..., dict[str, Any]], *arguments: object) -> None:
         """Start to send or copy the next part."""
-        future = self._pool.submit(send, len(self._sent) + 1, *arguments)
+        future = self._pool.submit(self._unless_cancelled, send, len(self._sent) + 1, *arguments)
         future.add_done_callback(self._note)
         self._sent.append(future)
+
+    def _unless_cancelled(self, send: Callable[..., dict[str, Any]], *arguments: object) -> dict[str, Any]:
+        with cancelled_by(self._cancelled):
+            return send(*arguments)
 
     def _note(self, future: Future[dict[str, Any]]) -> None:
         if not future.cancelled() and self._failure is None:
@@ -169,18 +171,16 @@ class S3Writer:
 
     def _copy_part(self, number: int, upload: _Upload, reader: Reader, offset: int, length: int, meter: Meter) -> dict[str, Any]:
         bucket, _, key = reader.name.removeprefix("s3://").partition("/")
-        found = retrying(
-            lambda: self._client.upload_part_copy(
-                **self._object,
-                UploadId=upload.id,
-                PartNumber=number,
-                CopySource={"Bucket": bucket, "Key": key},
-                CopySourceRange=f"bytes={offset}-{offset + length - 1}",
-                CopySourceIfMatch=reader.version,
-            )
+        found = self._client.upload_part_copy(
+            **self._object,
+            UploadId=upload.id,
+            PartNumber=number,
+            CopySource={"Bucket": bucket, "Key": key},
+            CopySourceRange=f"bytes={offset}-{offset + length - 1}",
+            CopySourceIfMatch=reader.version,
         )
         meter.add(copied=length)
-        return completed_part(number, found["CopyPartResult"]["ETag"], {})
+        return completed_part(number, stated(stated(found, "CopyPartResult"), "ETag"), {})
 
     def cut(self) -> None:
         """See `Writer.cut`."""
@@ -222,7 +222,7 @@ class S3Writer:
                 future.cancel()
             wait(self._sent, _ABORT_SECONDS)  # a part that arrives after the abort would stay
             if self._upload is not None:
-                with contextlib.suppress(boto.ClientError, boto.BotoCoreError):
+                with contextlib.suppress(boto.ClientError, boto.BotoCoreError), not_cancelled():
                     self._client.abort_multipart_upload(**self._object, UploadId=self._upload.id)
 
     def _end(self) -> None:
@@ -250,7 +250,7 @@ class S3Writer:
 
     def _begun(self) -> _Upload:
         if self._upload is None:
-            with failures(self._name):
+            with failures(self._name), cancelled_by(self._cancelled):
                 kind = self._checksums.of_parts(copies=self._copies)
                 named = {**self._object, "Metadata": {_MARK: self._mark}}
                 upload = create_upload(self._client, named, kind)
@@ -266,11 +266,11 @@ class S3Writer:
             sent = upload.part.send(headers_of(carried), Body(content), partNumber=number)
             if isinstance(sent, Answer):
                 sent.close()
-                etag = sent.headers["ETag"]
+                etag = stated(sent.headers, "ETag")
             else:
                 named = {**self._object, "UploadId": upload.id, "PartNumber": number, **carried}
-                with continued(sent), unless_cancelled(self._cancelled):
-                    etag = retrying(lambda: self._client.upload_part(**named, Body=Body(content)))["ETag"]
+                with continued(sent):
+                    etag = stated(self._client.upload_part(**named, Body=Body(content)), "ETag")
             return completed_part(number, etag, carried)
         finally:
             self._idle.append(buffer)

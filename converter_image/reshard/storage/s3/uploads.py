@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from botocore import exceptions as boto
 
 from reshard.parallel import parallel
-from reshard.storage.s3.failures import MISSING, code_of, date_of, failures
+from reshard.storage.s3.checksums import create_upload
+from reshard.storage.s3.failures import MISSING, code_of, date_of, failures, stated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -53,16 +54,16 @@ class Uploads:
             return None
         named = {"Bucket": self._bucket, "Key": self._probe}
         with failures(f"s3://{self._bucket}/{self._prefix}"):
-            probe = self._client.create_multipart_upload(**named)["UploadId"]
+            probe = create_upload(self._client, named, "None")
             try:
                 page = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=self._prefix)
             finally:
                 self._abort({**named, "UploadId": probe})
-        found = {upload["UploadId"]: upload for upload in page.get("Uploads", ())}
-        if page.get("IsTruncated") or found.pop(probe, None) is None:
-            return None
-        wanted = set(keys)
-        return [upload for upload in found.values() if upload["Key"] in wanted]
+            found = {stated(upload, "UploadId"): upload for upload in page.get("Uploads", ())}
+            if page.get("IsTruncated") or found.pop(probe, None) is None:
+                return None
+            wanted = set(keys)
+            return [upload for upload in found.values() if stated(upload, "Key") in wanted]
 
     def _abort_of_key(self, key: str, silent: float) -> None:
         """Abort the uploads of one key. List the first page again until it contains no more uploads to abort."""
@@ -70,7 +71,8 @@ class Uploads:
         with failures(f"s3://{self._bucket}/{key}"):
             while True:
                 page = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=key)
-                new = [u for u in page.get("Uploads", ()) if u["Key"] == key and u["UploadId"] not in done]
+                of_key = (each for each in page.get("Uploads", ()) if stated(each, "Key") == key)
+                new = [each for each in of_key if stated(each, "UploadId") not in done]
                 stale = {upload["UploadId"] for upload in new if self._abort_if_stale(upload, silent)}
                 if not (stale and page.get("IsTruncated")):
                     return
@@ -97,10 +99,10 @@ class Uploads:
 
     def _silence(self, upload: dict[str, Any], named: dict[str, str]) -> float:
         """Return the seconds since data was last added to an upload."""
-        marker, last = 0, upload["Initiated"]
+        marker, last = 0, stated(upload, "Initiated")
         while True:
             parts = self._client.list_parts(**named, PartNumberMarker=marker)
-            last = max([last, *(part["LastModified"] for part in parts.get("Parts", ()))])
+            last = max([last, *(stated(part, "LastModified") for part in parts.get("Parts", ()))])
             if not parts.get("IsTruncated"):
                 return self._clock(date_of(parts)) - float(last.timestamp())
-            marker = parts["NextPartNumberMarker"]
+            marker = stated(parts, "NextPartNumberMarker")
