@@ -52,6 +52,12 @@ def test_a_transform_of_files_of_ranks_loads_only_what_it_needs(tmp_path: Path) 
     assert not {"reshard.model", "reshard.formats.torch.reader", "reshard.formats.protocol", "reshard.pictures.svg"} & loaded
 
 
+def test_the_program_ends_without_a_search_for_garbage() -> None:
+    program = "import gc, reshard.cli as c; c.program(['--version']); print(len(gc.get_objects()))"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(ended.stdout.splitlines()[-1]) < 100
+
+
 def test_numpy_starts_no_threads_in_the_program() -> None:
     program = "import os, reshard.cli as c; c.program(['--version']); import numpy; print(len(os.listdir('/proc/self/task')))"
     environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
