@@ -5,8 +5,10 @@
 #   TIER     test tiers for `make test` (all)
 #   BASELINE revision that `make bench` measures next to this one (none)
 #   CASES    cases of `make bench`: names in benchmarks/cases.py and benchmarks/run.py, and cluster (all)
+#   RANKS    numbers of ranks for `make bench-scale` (1000)
 #   ROUNDS   maximum number of rounds of each case of `make bench` (9)
-#   MINUTES  time for all transforms of `make bench` on one machine (unlimited)
+#   MINUTES  time for all transforms of `make bench` on one machine (unlimited), or for the actions of `make soak` (5)
+#   SEED     seed of `make soak` (random)
 #   SECONDS  time of `make simulate` for each scenario (60)
 #   BOUND    maximum number of deviations of a schedule of `make simulate` (2)
 #   DIST     output folder of `make dist` (dist)
@@ -77,6 +79,11 @@ test-pythons: ## Run the unit tier on every installed Python from 3.11 to 3.14
 	  fi; \
 	done
 
+.PHONY: soak
+soak: $(READY) ## Perform random operations and failures on a cluster, and check all targets; MINUTES=5, SEED=...
+	@PYTHON='$(PYTHON)' sh scripts/cluster.sh $(BIN)/python run -- $(BIN)/python tests/soak/soak.py \
+	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+
 .PHONY: cluster
 cluster: $(READY) ## Start the Kubernetes cluster of the tests; Ctrl-C stops it
 	@PYTHON='$(PYTHON)' sh scripts/cluster.sh $(BIN)/python up
@@ -139,6 +146,11 @@ bench: $(READY) ## Measure speed and memory; BASELINE=REVISION compares with ano
 ifneq ($(if $(CASES),$(filter cluster,$(CASES)),all),)
 	@PYTHON='$(PYTHON)' sh scripts/cluster.sh $(BIN)/python run -- $(BIN)/python benchmarks/on_cluster.py || [ $$? -eq 3 ]  # 3: skipped, with a reason
 endif
+
+.PHONY: bench-scale
+bench-scale: $(READY) ## Measure the operator with many ranks and transforms; CASES="ranks at-once history one-node", RANKS="1000 10000"
+	@PYTHON='$(PYTHON)' sh scripts/cluster.sh $(BIN)/python run -- $(BIN)/python benchmarks/scale.py $(CASES) \
+	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(RANKS),--ranks $(RANKS)) || [ $$? -eq 3 ]  # 3: skipped, with a reason
 
 .PHONY: bench-s3
 bench-s3: $(READY) ## Measure transforms from S3 to S3, and raw requests for the same bytes

@@ -1,15 +1,13 @@
 """Overhead of the operator over the Jobs that it runs, and its own usage: inside the tests' cluster, as `make bench` runs it.
 
 Compares a transform of 8 ranks with two bare Jobs of /bin/true, one after the other (1 and 8 pods), and the same transform in one
-pod with one bare Job, in alternating rounds; measures the idle operator; and compares a transform of 1,000 ranks on simulated
-nodes with a bare Job of 1,000 pods.
+pod with one bare Job, in alternating rounds; and measures the idle operator. scale.py measures many ranks and many transforms.
 """
 
 from __future__ import annotations
 
 import os
 import statistics
-import sys
 import tempfile
 import time
 import uuid
@@ -21,19 +19,16 @@ from cluster.layout import Layout
 from kubernetes import client, config
 from kubernetes_access import written
 from kubernetes_objects import indexed_job, pod_spec, wait_for
-from pretend_cluster import LAST, PLAN
 from rich.console import Console
 from rich.table import Table
+from simulated_transforms import usage
 from transforms_on_cluster import RELEASE, SYSTEM, Stage, install
-
-from cluster import simulated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROUNDS = 3
 IDLE_SECONDS = 30
-RANKS = 1000
 
 
 def bare_jobs(batch: client.BatchV1Api, namespace: str, pods: tuple[int, ...], pod: dict[str, Any]) -> float:
@@ -53,16 +48,6 @@ def transform(stage: Stage, **spec: object) -> float:
     stage.create(name, stage.spec(name, **spec))
     stage.ended(name, seconds=300)
     return time.monotonic() - began
-
-
-def operator_memory() -> tuple[int, int]:
-    """The operator's resident memory in bytes: now, and at its highest."""
-    for process in Path("/proc").glob("[0-9]*"):
-        if b"reshard_operator" in (process / "cmdline").read_bytes():
-            lines = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
-            now, highest = (int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
-            return now, highest
-    sys.exit("the operator does not run")
 
 
 def writes(layout: Layout) -> list[dict[str, Any]]:
@@ -93,24 +78,8 @@ def idle(layout: Layout, table: Table) -> None:
     before = len(writes(layout))
     time.sleep(IDLE_SECONDS)
     kinds = {entry["objectRef"]["resource"] for entry in writes(layout)[before:]}
-    table.add_row("idle operator, resident", f"{operator_memory()[0] / 1e6:.0f} MB")
+    table.add_row("idle operator, resident", f"{usage().memory / 1e6:.0f} MB")
     table.add_row(f"  written in {IDLE_SECONDS} s", ", ".join(sorted(kinds)) or "nothing")
-
-
-def thousand_ranks(stage: Stage, layout: Layout, table: Table) -> None:
-    """Compare a transform of many ranks with a bare Job of as many pods."""
-    messages = simulated.messages(plan=PLAN | {"targetRanks": RANKS}, ranks=LAST)
-    with simulated.nodes(layout, 20) as placement:
-        bare = bare_jobs(stage.batch, stage.namespace, (RANKS,), {**pod_spec("localhost/none", ["none"]), **placement})
-        before = len(writes(layout))
-        template = {"annotations": messages, **placement}
-        seconds = transform(stage, execution={"parallelism": RANKS, "podTemplate": template})
-    written = [entry for entry in writes(layout)[before:] if entry["objectRef"].get("subresource") == "status"]
-    table.add_row(f"a Job of {RANKS:,} simulated pods", f"{bare:.1f} s")
-    table.add_row(f"a transform to {RANKS:,} ranks on simulated nodes", f"{seconds:.1f} s")
-    table.add_row("  ratio", f"{seconds / bare:.2f}")
-    table.add_row("  statuses written", str(len(written)))
-    table.add_row("  operator, resident at most", f"{operator_memory()[1] / 1e6:.0f} MB")
 
 
 def main() -> None:
@@ -125,7 +94,6 @@ def main() -> None:
         table = Table("on the tests' cluster", "", title=f"{os.cpu_count()} processors")
         idle(layout, table)
         eight_ranks(stage, table)
-        thousand_ranks(stage, layout, table)
         Console(width=120).print(table)
 
 

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
 from kubernetes.client import ApiException
 from kubernetes_objects import wait_for
+from pod_processes import process_of
 
 if TYPE_CHECKING:
     from transforms_on_cluster import Stage
 
 MANIFEST = "reshard-manifest.json"
-
-
-def test_a_transform_deleted_while_running_can_be_created_again(stage: Stage) -> None:
-    stage.create("again", stage.spec(execution={"parallelism": 1, "ranksPerPod": 1}))
-    stage.wait("again", lambda s: s.get("phase") == "Resharding")
-    stage.delete("again")
-    stage.create("again", stage.spec())
-    stage.ended("again")
-    assert stage.differences() == []
-    assert len({job.metadata.owner_references[0].uid for job in stage.jobs().values()}) == 1
 
 
 def underway(stage: Stage, name: str) -> None:
@@ -36,6 +29,23 @@ def gone(stage: Stage, name: str) -> bool:
     except ApiException as error:
         return error.status == 404
     return False
+
+
+def test_a_transform_deleted_while_running_can_be_created_again(stage: Stage) -> None:
+    """The new one waits for the old pod, by its name, even if the pod takes long to end."""
+    underway(stage, "again")
+    uid = stage.custom.get_namespaced_custom_object(*stage.where, "again")["metadata"]["uid"]
+    process = wait_for(lambda: next(filter(None, (process_of(uid, index) for index in range(6))), None))
+    os.kill(process, signal.SIGSTOP)
+    (old,) = {pod.metadata.name for pod in stage.pods("ranks") if pod.status.phase in {"Pending", "Running"}}
+    stage.delete("again")
+    stage.create("again", stage.spec())
+    stage.wait("again", lambda _: old in stage.ready("again").get("message", ""))
+    assert stage.ready("again")["reason"] == "TargetBusy"
+    os.kill(process, signal.SIGCONT)
+    stage.ended("again")
+    assert stage.differences() == []
+    assert len({job.metadata.owner_references[0].uid for job in stage.jobs().values()}) == 1
 
 
 @pytest.mark.parametrize("policy", ["Background", "Foreground"])

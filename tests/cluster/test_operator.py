@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import disk
 import pytest
 from kubernetes_objects import wait_for
 from transforms_on_cluster import RELEASE, SYSTEM, helm
@@ -22,6 +23,22 @@ def test_a_second_resource_for_the_same_target_has_nothing_to_do(stage: Stage) -
     assert not any(name.startswith("second") and "ranks" in name for name in stage.jobs())
 
 
+def test_source_and_target_on_one_claim_and_the_same_resource_again(stage: Stage) -> None:
+    place = {"persistentVolumeClaim": {"claimName": "checkpoints", "path": "out"}}
+    spec = stage.spec(target={"storage": place, "strategy": {"path": "target.ckpt", "storage": stage.checkpoints}})
+    stage.create("same-claim", spec)
+    stage.ended("same-claim")
+    assert disk.right(stage.made, stage.source / "out")
+    written = {path: path.stat().st_mtime_ns for path in (stage.source / "out").rglob("*")}
+    stage.delete("same-claim", "Foreground")
+    wait_for(lambda: not stage.custom.list_namespaced_custom_object(*stage.where)["items"])
+    stage.create("same-claim", spec)
+    stage.ended("same-claim")
+    assert stage.ready("same-claim")["reason"] == "AlreadyComplete"
+    assert not any("ranks" in name for name in stage.jobs())
+    assert {path: path.stat().st_mtime_ns for path in (stage.source / "out").rglob("*")} == written
+
+
 def test_a_dry_run_writes_nothing(stage: Stage) -> None:
     stage.create("dry", stage.spec(dryRun=True))
     status = stage.ended("dry")
@@ -29,11 +46,15 @@ def test_a_dry_run_writes_nothing(stage: Stage) -> None:
     assert list(stage.results.iterdir()) == []
 
 
-def test_suspended_before_and_while_ranks_are_written(stage: Stage) -> None:
+def test_suspended_in_each_phase(stage: Stage) -> None:
     stage.create("pause", stage.spec(suspend=True, execution={"ranksPerPod": 1}))
     stage.wait("pause", lambda s: s.get("phase") == "Suspended")
     assert stage.jobs() == {}
     stage.change("pause", {"suspend": False, "execution": {"parallelism": 1}})
+    stage.wait("pause", lambda s: s.get("phase") == "Planning")
+    stage.change("pause", {"suspend": True})
+    stage.wait("pause", lambda s: s.get("phase") == "Suspended")
+    stage.change("pause", {"suspend": False})
     stage.wait("pause", lambda s: s.get("ranks", {}).get("active"))
     stage.change("pause", {"suspend": True})
     stage.wait("pause", lambda s: s.get("phase") == "Suspended")

@@ -8,10 +8,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from kubernetes import client
-from kubernetes_access import written
 from kubernetes_objects import indexed_job, pod_spec, wait_for
-from pretend_cluster import LAST, PLAN
-from transforms_on_cluster import RELEASE, SYSTEM
+from simulated_transforms import all_ended, execution, status_writes, usage
 
 from cluster import simulated
 
@@ -19,7 +17,9 @@ if TYPE_CHECKING:
     from cluster.layout import Layout
     from transforms_on_cluster import Stage
 
-RANKS = 300
+RANKS = 1000
+TRANSFORMS = 200
+MOST_MEMORY = 200_000_000
 
 
 def test_an_indexed_job_of_hundreds_of_pods_completes_on_simulated_nodes(
@@ -39,20 +39,33 @@ def test_an_indexed_job_of_hundreds_of_pods_completes_on_simulated_nodes(
     wait_for(lambda: not core.list_node(label_selector="reshard.dev/simulation").items)
 
 
-def test_hundreds_of_ranks_cost_few_writes(stage: Stage, layout: Layout) -> None:
-    messages = simulated.messages(plan=PLAN | {"targetRanks": RANKS}, ranks=LAST)
-    with simulated.nodes(layout, 10) as placement:
-        template = {"annotations": messages, "nodeSelector": placement["nodeSelector"], "tolerations": placement["tolerations"]}
-        stage.create("many", stage.spec(execution={"parallelism": RANKS, "podTemplate": template}))
+def test_a_thousand_ranks_cost_few_writes_and_little_memory(stage: Stage, layout: Layout) -> None:
+    with simulated.nodes(layout, 20) as placement:
+        stage.create("many", stage.spec(execution=execution(placement, RANKS)))
         status = stage.ended("many")
     assert status["progress"] == f"{RANKS}/{RANKS}"
-    assert status["jobs"].keys() == {"plan", "ranks"}
+    assert status["jobs"].keys() <= {"plan", "ranks", "commit"}
     assert len(json.dumps(status)) < 10_000
-    writes = [
-        datetime.fromisoformat(entry["requestReceivedTimestamp"])
-        for entry in written(layout, SYSTEM, f"{RELEASE}-operator")
-        if entry["objectRef"].get("subresource") == "status" and entry["objectRef"]["namespace"] == stage.namespace
-    ]
+    assert usage().highest_memory < MOST_MEMORY
+    writes = [datetime.fromisoformat(entry["requestReceivedTimestamp"]) for entry in status_writes(layout, stage.namespace)]
     # Each phase is reported at once, and counts in between at most every five seconds.
     seconds = (writes[-1] - writes[0]).total_seconds()
-    assert len(writes) <= 6 + seconds / 5, [str(b - a) for a, b in pairwise(writes)]
+    assert len(writes) <= 7 + seconds / 5, [str(b - a) for a, b in pairwise(writes)]
+
+
+def test_two_hundred_transforms_at_once(stage: Stage, layout: Layout) -> None:
+    """Later ones do not take longer than earlier ones because of their place in the queue, and none is left behind."""
+    names = [f"t-{number}" for number in range(TRANSFORMS)]
+    with simulated.nodes(layout, 20) as placement:
+        for name in names:
+            stage.create(name, stage.spec(name, execution=execution(placement, 1)))
+        found = wait_for(lambda: all_ended(stage))
+    assert [status["phase"] for status in found.values()] == ["Complete"] * TRANSFORMS
+    assert usage().highest_memory < MOST_MEMORY
+    assert len(status_writes(layout, stage.namespace)) <= 6 * TRANSFORMS
+    starts = {
+        entry["objectRef"]["name"]: entry["requestReceivedTimestamp"] for entry in status_writes(layout, stage.namespace)[::-1]
+    }
+    first = sorted(names, key=lambda name: starts[name])
+    late = [abs(first.index(name) - names.index(name)) for name in names]
+    assert max(late) < TRANSFORMS // 4, late  # the operator begins with them about in the order of their creation

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import disk
 import pytest
-from cluster.layout import program
-from kubernetes_objects import claim_folder, wait_for
+from cluster.layout import NODE, program
+from kubernetes_objects import claim_folder, indexed_job, pod_spec, wait_for
 
+from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.spec.ranks import parse_ranks
+from reshard_operator.observation import job_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,16 +28,21 @@ if TYPE_CHECKING:
 def test_a_corrupt_source_fails_at_once_and_the_next_attempt_after_its_repair(stage: Stage) -> None:
     path = next((stage.made.source / "rank_2").iterdir())
     good = path.read_bytes()
-    path.write_bytes(good[:-7])
-    stage.create("corrupt", stage.spec())
-    status = stage.ended("corrupt", "Failed")
-    ready = stage.ready("corrupt")
-    assert "rank_2/net-1_100.ckpt" in ready["message"]
-    assert len(stage.pods("plan")) == 1  # no second try of what cannot succeed
-    assert {c["type"]: c["status"] for c in status["conditions"]} == {"Ready": "False", "Failed": "True", "Stalled": "True"}
+    hostile = b"\x0a" + b"\xff" * 9 + b"\x01"  # a tensor of 2**64 - 1 bytes
+    stage.create("corrupt", stage.spec(suspend=True))
+    for attempt, content in enumerate((good[:-7], hostile), start=1):
+        path.write_bytes(content)
+        stage.change("corrupt", {"suspend": False, "execution": {"attempt": attempt}})
+        stage.wait("corrupt", lambda s, attempt=attempt: s.get("attempt") == attempt)
+        status = stage.ended("corrupt", "Failed")
+        ready = stage.ready("corrupt")
+        assert "rank_2/net-1_100.ckpt" in ready["message"]
+        assert "byte" in ready["message"]
+        assert len(stage.pods("plan")) == attempt  # no second try of what cannot succeed
+        assert {c["type"]: c["status"] for c in status["conditions"]} == {"Ready": "False", "Failed": "True", "Stalled": "True"}
     path.write_bytes(good)
-    stage.change("corrupt", {"execution": {"attempt": 2}})
-    stage.wait("corrupt", lambda s: s.get("attempt") == 2)
+    stage.change("corrupt", {"execution": {"attempt": 3}})
+    stage.wait("corrupt", lambda s: s.get("attempt") == 3)
     stage.ended("corrupt")
     assert stage.differences() == []
 
@@ -99,6 +109,28 @@ def test_files_as_training_leaves_them(stage: Stage) -> None:
     assert stage.differences("allowed") == []
 
 
+def test_a_target_folder_of_another_user(stage: Stage) -> None:
+    stage.results.chmod(0o755)
+    stage.create("denied", stage.spec())
+    stage.ended("denied", "Failed")
+    ready = stage.ready("denied")
+    assert ready["reason"] == "PermissionDenied"
+    assert "/volumes/target" in ready["message"]
+    assert list(stage.results.iterdir()) == []
+
+
+def test_missing_inputs_are_named(stage: Stage) -> None:
+    (missing,) = (stage.made.source / "rank_3").iterdir()
+    missing.unlink()
+    target = stage.spec()["target"]
+    stage.create("rank", stage.spec())
+    stage.create("strategy", stage.spec(target=target | {"strategy": target["strategy"] | {"path": "none.ckpt"}}))
+    for name, reason, said in (("rank", "SourceRankMissing", "rank 3"), ("strategy", "StrategyMissing", "none.ckpt")):
+        stage.ended(name, "Failed")
+        assert (stage.ready(name)["reason"], said in stage.ready(name)["message"]) == (reason, True), stage.ready(name)
+    assert list(stage.results.iterdir()) == []
+
+
 @pytest.fixture
 def small_volume(stage: Stage, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A claim, "small", on a file system of its own with the options of the test's parameter."""
@@ -123,6 +155,58 @@ def test_a_volume_that_cannot_be_written_to(stage: Stage, small_volume: Path, sa
     assert stage.ready("small")["reason"] == said
     assert "/volumes/target" in stage.ready("small")["message"]
     assert list(small_volume.iterdir()) == []
+
+
+@pytest.mark.parametrize("small_volume", ["size=1m,mode=777"], indirect=True)
+def test_a_volume_that_fills_up_during_a_run(stage: Stage, small_volume: Path) -> None:
+    target = stage.spec()["target"] | {"storage": {"persistentVolumeClaim": {"claimName": "small", "path": "out"}}}
+    one = {"parallelism": 1, "ranksPerPod": 1, "backoffLimitPerIndex": 0}
+    stage.create("fills", stage.spec(target=target, execution=one))
+    wait_for(lambda: list(small_volume.glob("out/.reshard/*/records/*")))
+    filler = small_volume / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    stage.ended("fills", "Failed")
+    assert stage.ready("fills")["reason"] == "NotEnoughSpace"
+    assert "/volumes/target" in stage.ready("fills")["message"]
+    assert not (small_volume / "out" / MANIFEST_NAME).exists()
+    assert not list(small_volume.glob("out/.reshard/*/tmp/*"))
+    filler.unlink()
+    stage.change("fills", {"execution": {"attempt": 2, "parallelism": 6}})
+    stage.wait("fills", lambda s: s.get("attempt") == 2)
+    stage.ended("fills")
+    assert disk.right(stage.made, small_volume / "out")
+
+
+def test_a_job_of_another_owner_is_left_alone(stage: Stage) -> None:
+    stage.create("named", stage.spec(suspend=True))
+    stage.wait("named", lambda s: s.get("phase") == "Suspended")
+    uid = stage.custom.get_namespaced_custom_object(*stage.where, "named")["metadata"]["uid"]
+    foreign = indexed_job(job_name("named", uid, "plan", 1), 1, pod_spec("localhost/none", []))
+    foreign["spec"]["suspend"] = True
+    created = stage.batch.create_namespaced_job(stage.namespace, foreign)
+    wait_for(lambda: stage.jobs()[created.metadata.name].status.conditions)
+    before = stage.jobs()[created.metadata.name]
+    stage.change("named", {"suspend": False})
+    stage.wait("named", lambda _: stage.ready("named").get("reason") == "NameTaken")
+    assert created.metadata.name in stage.ready("named")["message"]
+    assert stage.jobs() == {created.metadata.name: before}
+    stage.batch.delete_namespaced_job(created.metadata.name, stage.namespace, propagation_policy="Background")
+    stage.ended("named")
+    assert stage.differences() == []
+
+
+def test_a_node_that_does_not_exist_is_waited_for_beyond_the_startup_deadline(stage: Stage) -> None:
+    template = {"nodeSelector": {f"tests/{stage.namespace}": "yes"}}
+    stage.create("waits", stage.spec(execution={"startupDeadlineSeconds": 1, "podTemplate": template}))
+    stage.wait("waits", lambda _: stage.ready("waits").get("reason") == "Unschedulable")
+    assert "affinity/selector" in stage.ready("waits")["message"]
+    time.sleep(12)  # two looks of the operator
+    assert (stage.status("waits")["phase"], stage.ready("waits")["reason"]) == ("Planning", "Unschedulable")
+    stage.core.patch_node(NODE, {"metadata": {"labels": {f"tests/{stage.namespace}": "yes"}}})
+    stage.ended("waits")
+    assert stage.differences() == []
 
 
 def test_a_quota_that_is_full_is_waited_for(stage: Stage) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from cluster.components import Component, wait
 from cluster.layout import NODE
+from kubernetes import client
 from kubernetes_objects import wait_for
 from transforms_on_cluster import RELEASE, SYSTEM, helm, install
 
@@ -100,6 +101,21 @@ def test_a_wrong_image_fails_with_the_kubelets_message(stage: Stage) -> None:
     stage.change("wrong-image", {"execution": {"attempt": 2}})
     stage.wait("wrong-image", lambda s: s.get("attempt") == 2)
     completes(stage, "wrong-image")
+
+
+def test_a_right_that_is_missing_is_waited_for(stage: Stage) -> None:
+    roles = client.RbacAuthorizationV1Api(stage.api)
+    role = roles.read_cluster_role(f"{RELEASE}-operator")
+    (rule,) = (rule for rule in role.rules if "jobs" in rule.resources and "create" in rule.verbs)
+    rule.verbs.remove("create")
+    roles.patch_cluster_role(role.metadata.name, {"rules": stage.api.sanitize_for_serialization(role.rules)})
+    stage.create("denied", stage.spec())
+    stage.wait("denied", lambda _: stage.ready("denied").get("reason") == "JobDenied", _PATIENCE)
+    assert "cannot create resource" in stage.ready("denied")["message"]
+    assert stage.status("denied")["phase"] == "Planning"
+    rule.verbs.append("create")
+    roles.patch_cluster_role(role.metadata.name, {"rules": stage.api.sanitize_for_serialization(role.rules)})
+    completes(stage, "denied")
 
 
 def test_the_second_replica_continues_when_the_first_is_killed(stage: Stage) -> None:

@@ -110,6 +110,11 @@ def right(made: Checkpoint, target: Path) -> bool:
     return differences(made.model, target, "ckpt") == [] and main(["verify", str(target)]) == 0
 
 
+def leftovers(target: Path) -> list[Path]:
+    """Return the files that unfinished work has left in a target."""
+    return [path for path in (target / ".reshard").rglob("*") if path.is_file()]
+
+
 def rank_file(target: Path, rank: int) -> Path:
     """The file of a rank of a target, by the usual prefix."""
     return target / f"rank_{rank}" / f"checkpoint_{rank}.ckpt"

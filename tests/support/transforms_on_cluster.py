@@ -143,24 +143,26 @@ class Transforms:
 class Stage(Transforms):
     """A namespace with a checkpoint on a claim."""
 
-    def __init__(self, api: client.ApiClient, namespace: str, folder: Path, *, ranks: int = 6) -> None:
+    def __init__(
+        self, api: client.ApiClient, namespace: str, folder: Path, *, ranks: int = 6, rows: int = 48, columns: int = 24
+    ) -> None:
         super().__init__(api, namespace)
         self.source, self.results = folder / "source", folder / "results"
-        self.made = disk.write(self.source, disk.example(ranks=ranks))
+        self.made = disk.write(self.source, disk.example(ranks=ranks, rows=rows, columns=columns))
         self.results.mkdir()
         for path in (folder, *folder.rglob("*")):
             path.chmod(0o777 if path.is_dir() else 0o644)
+        self.checkpoints: dict[str, Any] = {"persistentVolumeClaim": {"claimName": "checkpoints"}}
         claim_folder(api, namespace, "checkpoints", self.source)
         claim_folder(api, namespace, "results", self.results)
 
     def spec(self, folder: str = "out", **more: Any) -> dict[str, Any]:
         """Return a spec from the checkpoint's 4 ranks to those of its target strategy."""
-        checkpoints = {"persistentVolumeClaim": {"claimName": "checkpoints"}}
         source = {"persistentVolumeClaim": {"claimName": "checkpoints", "path": "src"}}
         results = {"persistentVolumeClaim": {"claimName": "results", "path": folder}}
         made: dict[str, Any] = {
             "source": {"storage": source, "strategy": {"path": "source.ckpt"}},
-            "target": {"storage": results, "strategy": {"path": "target.ckpt", "storage": checkpoints}},
+            "target": {"storage": results, "strategy": {"path": "target.ckpt", "storage": self.checkpoints}},
         }
         for key, value in more.items():
             made[key] = made[key] | value if isinstance(value, dict) and key in made else value

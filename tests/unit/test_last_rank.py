@@ -12,7 +12,7 @@ import disk
 import effort
 import msgspec
 import pytest
-from disk import right, run
+from disk import leftovers, right, run
 from killing import killed_after
 
 from reshard.checkpoint.manifest import MANIFEST_NAME, encode
@@ -63,10 +63,6 @@ def write_together(made: disk.Checkpoint, target: str, seed: int) -> None:
     assert {manifest.ranks for manifest in found} == {"0-5"}
 
 
-def leftovers(target: Path) -> list[Path]:
-    return [path for path in (target / ".reshard").rglob("*") if path.is_file()]
-
-
 @pytest.mark.parametrize("staged", [False, True])
 @pytest.mark.parametrize("seed", range(effort.share(20)))
 def test_one_of_the_processes_that_finish_together_commits(
@@ -114,6 +110,18 @@ def test_the_commit_step_completes_what_the_last_rank_began(
     with pytest.raises(KeyboardInterrupt):
         commit_if_complete(str(target), digest, ranks=RANKS)
     monkeypatch.undo()
+    assert commit_checkpoint(str(target), digest=digest, owner=OWNER).ranks == "0-5"
+    assert right(made, target)
+    assert leftovers(target) == []
+
+
+def test_the_commit_step_leaves_no_lock_of_a_pod_that_was_killed(made: disk.Checkpoint, target: Path) -> None:
+    """A pod on another machine, so that only the age of its file could show that it has ended."""
+    request, digest = planned(made, target)
+    write(request, "0-5")
+    (target / LOCK).write_bytes(encode(LockOwner(OWNER, "elsewhere", "", shared=True)))
+    (target / f"{LOCK}.killed.x.member").touch()
+    assert commit_if_complete(str(target), digest, ranks=RANKS) is None
     assert commit_checkpoint(str(target), digest=digest, owner=OWNER).ranks == "0-5"
     assert right(made, target)
     assert leftovers(target) == []

@@ -188,6 +188,17 @@ def live_writers(store: Store, path: str = LOCK) -> frozenset[str]:
     return frozenset(process for _, process in _members(store, path))
 
 
+def dismiss_writers(target: TargetFolder, task: Identity) -> None:
+    """Delete the files of other processes that share the lock of a complete task. They have nothing left to write.
+
+    Nothing else shows that a process on another machine was killed, so the lock would remain until somebody uses the target.
+    """
+    path = LOCK if task.stage is None else f"{LOCK}-stage{task.stage}"
+    for member, process in list(_members(target.store, path)):
+        if process != str(this_process()):
+            target.store.delete(member)
+
+
 def _members(store: Store, path: str) -> Iterator[tuple[str, str]]:
     """Yield the files and processes that share a lock and have not ended. Delete the files of those that have ended."""
     folder, _, name = path.rpartition("/")

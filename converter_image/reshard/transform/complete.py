@@ -12,7 +12,7 @@ from reshard.spec.ranks import parse_ranks
 from reshard.spec.request import Options
 from reshard.storage import open_store
 from reshard.target.folder import TargetFolder
-from reshard.target.lock import writing
+from reshard.target.lock import dismiss_writers, writing
 from reshard.telemetry import operation
 from reshard.transform.commit import commit_task, ranks_of, ranks_unfinished, shape_of, would_lose, written_ranks
 from reshard.transform.documents import changed_documents, check_exists, expected_documents
@@ -82,6 +82,7 @@ def commit_checkpoint(
                 break
             wanted = None if ranks is None else parse_ranks(ranks, state.draft().target_ranks)
             committed = commit_task(held, task, held.observe(), wanted, cancellation)
+            dismiss_writers(held, task)
     assert committed is not None  # noqa: S101 - at least one task was started
     return committed
 

@@ -6,25 +6,21 @@ import ssl
 import urllib.request
 from pathlib import Path
 
-from cluster.certificates import AUTHORITY, KUBELET
+from cluster.certificates import AUTHORITY
 from cluster.layout import SERVER, Layout
 
 
 def write_configuration(layout: Layout) -> None:
-    """Write the administrator's token and the kubeconfig files."""
+    """Write the administrator's token and kubeconfig file."""
     layout.configuration.mkdir(mode=0o700)
     token = secrets.token_urlsafe()
     layout.token.write_text(token)
     (layout.configuration / "tokens.csv").write_text(f"{token},administrator,administrator,system:masters\n")
-    _write_kubeconfig(layout, layout.kubeconfig, {"token": token})
-    certificate = {
-        "client-certificate": f"{layout.certificates / KUBELET}.crt",
-        "client-key": f"{layout.certificates / KUBELET}.key",
-    }
-    _write_kubeconfig(layout, layout.configuration / "kubelet.kubeconfig", certificate)
+    write_kubeconfig(layout, layout.kubeconfig, {"token": token})
 
 
-def _write_kubeconfig(layout: Layout, path: Path, user: dict[str, str]) -> None:
+def write_kubeconfig(layout: Layout, path: Path, user: dict[str, str]) -> None:
+    """Write a kubeconfig file for a user with these credentials."""
     name = "tests"
     cluster = {"server": SERVER, "certificate-authority": f"{layout.certificates / AUTHORITY}.crt"}
     content = {

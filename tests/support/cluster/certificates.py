@@ -3,11 +3,10 @@
 import subprocess
 from pathlib import Path
 
-from cluster.layout import API_SERVICE, NODE, NODE_ADDRESS, program
+from cluster.layout import API_SERVICE, NODE_ADDRESS, program
 
 AUTHORITY = "authority"
 SERVER = "server"
-KUBELET = "kubelet"
 KUBELET_CLIENT = "kubelet-client"
 SERVICE_ACCOUNTS = "service-accounts"
 
@@ -38,15 +37,22 @@ subjectAltName = {",".join(f"IP:{address}" for address in ("127.0.0.1", API_SERV
 
 
 def make(folder: Path) -> None:
-    """Make all of them, as NAME.key and NAME.crt."""
+    """Make those of the control plane, as NAME.key and NAME.crt."""
     folder.mkdir(mode=0o700)
     (folder / "openssl.cnf").write_text(_OPENSSL)
     _make(folder, AUTHORITY, "/CN=reshard-tests", AUTHORITY)
     _make(folder, SERVICE_ACCOUNTS, "/CN=service-accounts", AUTHORITY)  # only its key is used
-    signed = ("-CA", str(folder / f"{AUTHORITY}.crt"), "-CAkey", str(folder / f"{AUTHORITY}.key"))
-    _make(folder, SERVER, "/CN=kube-apiserver", SERVER, *signed)
-    _make(folder, KUBELET, f"/O=system:nodes/CN=system:node:{NODE}", "leaf", *signed)
-    _make(folder, KUBELET_CLIENT, "/O=system:masters/CN=kube-apiserver-kubelet-client", "leaf", *signed)
+    _make(folder, SERVER, "/CN=kube-apiserver", SERVER, *_signed(folder))
+    _make(folder, KUBELET_CLIENT, "/O=system:masters/CN=kube-apiserver-kubelet-client", "leaf", *_signed(folder))
+
+
+def make_for_node(folder: Path, node: str) -> None:
+    """Make the certificate of a node's kubelet, as NODE.key and NODE.crt."""
+    _make(folder, node, f"/O=system:nodes/CN=system:node:{node}", "leaf", *_signed(folder))
+
+
+def _signed(folder: Path) -> tuple[str, ...]:
+    return ("-CA", str(folder / f"{AUTHORITY}.crt"), "-CAkey", str(folder / f"{AUTHORITY}.key"))
 
 
 def _make(folder: Path, name: str, subject: str, extensions: str, *signed: str) -> None:

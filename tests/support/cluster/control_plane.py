@@ -69,6 +69,7 @@ _AUDIT = {
 def write_configuration(layout: Layout) -> None:
     """Write the files that the programs above are started with."""
     (layout.configuration / "audit.json").write_text(json.dumps(_AUDIT))
+    layout.volume_plugins.mkdir()
 
 
 def controller_manager(layout: Layout) -> list[str]:
@@ -78,6 +79,7 @@ def controller_manager(layout: Layout) -> list[str]:
         f"--kubeconfig={layout.kubeconfig}",
         f"--root-ca-file={layout.certificates / AUTHORITY}.crt",
         f"--service-account-private-key-file={layout.certificates / SERVICE_ACCOUNTS}.key",
+        f"--flex-volume-plugin-dir={layout.volume_plugins}",
         *_QUICK,
     ]
 

@@ -10,7 +10,7 @@ _TREES = Path("/sys/fs/cgroup")
 def make(name: str) -> None:
     """Create a group of this name in each place where the kubelet looks for it."""
     for tree in _trees():
-        (tree / name).mkdir(exist_ok=True)
+        (tree / name).mkdir(parents=True, exist_ok=True)
 
 
 def remove(name: str) -> bool:

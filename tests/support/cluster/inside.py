@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from cluster import isolation, start
+from cluster import first_process, isolation, start
 from cluster.layout import ClusterError, Layout, search_path
 
 
@@ -67,18 +67,5 @@ def _write_entrance(layout: Layout, environment: dict[str, str]) -> None:
     layout.entrance.write_text(f'[ $# -gt 0 ] || set -- "${{SHELL:-sh}}"\nexec {spaces} env {variables} "$@"\n')
 
 
-def _as_first_process() -> int:
-    """Run a child for the work: the first process of a namespace inherits every orphan, and must reap it."""
-    child = os.fork()
-    if child == 0:
-        return main()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    while True:
-        process, status = os.wait()
-        if process == child:
-            code = os.waitstatus_to_exitcode(status)
-            return 128 - code if code < 0 else code
-
-
 if __name__ == "__main__":
-    sys.exit(_as_first_process())
+    sys.exit(first_process.run(main))

@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from cluster.layout import BRIDGE, NODE_ADDRESS, PODS, Layout, program
+from cluster.layout import BRIDGE, NODE, NODE_ADDRESS, PODS, Layout, program
 
 # The kubelet would set these for the whole machine, with a reboot after a panic. It finds the values that it expects.
 _KERNEL = {
@@ -18,24 +18,26 @@ _KERNEL = {
 
 def prepare(layout: Layout) -> None:
     """Make this process' namespaces fit for a cluster."""
-    _mounts(layout)
+    mounts(layout, NODE)
     _network()
 
 
-def _mounts(layout: Layout) -> None:
+def mounts(layout: Layout, node: str) -> None:
+    """Make the mounts of this process' namespace fit for a node."""
     _call("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run")
     Path("/run/netns").mkdir()
     for shared in ("/var/lib", "/var/log"):  # some components write there regardless of options; it goes to the state
-        over = layout.data("over") / shared.lstrip("/")
+        over = layout.data(node) / "over" / shared.lstrip("/")
         upper, work = over / "upper", over / "work"
         for path in (upper, work):
             path.mkdir(parents=True)
         _call("mount", "-t", "overlay", "-o", f"lowerdir={shared},upperdir={upper},workdir={work}", "overlay", shared)
     # The kubelet's sockets need a short path, and its measurements a real file system.
     kubelet = Path("/var/lib/kubelet")
-    for folder in (kubelet, layout.data("kubelet")):
+    data = layout.data(node) / "kubelet"
+    for folder in (kubelet, data):
         folder.mkdir(exist_ok=True)
-    _call("mount", "--bind", str(layout.data("kubelet")), str(kubelet))
+    _call("mount", "--bind", str(data), str(kubelet))
     for name, value in _KERNEL.items():
         wanted = layout.state / "kernel" / name
         wanted.parent.mkdir(parents=True, exist_ok=True)

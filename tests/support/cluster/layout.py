@@ -73,6 +73,11 @@ class Layout:
         """A script that runs a command, or a shell, inside."""
         return self.state / "enter"
 
+    @property
+    def volume_plugins(self) -> Path:
+        """The folder of FlexVolume drivers, as VENDOR~DRIVER/DRIVER. Controllers and kubelets notice new ones."""
+        return self.state / "volume-plugins"
+
     def data(self, component: str) -> Path:
         """The folder for what a component stores."""
         return self.state / "data" / component

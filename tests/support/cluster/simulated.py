@@ -16,7 +16,8 @@ from cluster.layout import ClusterError, Layout, program
 
 LABEL = "reshard.dev/simulation"
 _STAGES = ("node/fast", "node/heartbeat-with-lease", "pod/fast")
-# A pod that has this label leaves the termination message that an annotation has for the label's value: ANNOTATION + VALUE.
+# A pod that has this label leaves the termination message that an annotation has for the label's value: ANNOTATION + VALUE, or
+# ANNOTATION + VALUE + "-" + INDEX if there is one for its completion index.
 _MESSAGE_LABEL = "reshard.dev/step"
 _MESSAGE_ANNOTATION = "simulation.reshard.dev/"
 # Instead of kwok's own, which leaves no message.
@@ -25,7 +26,8 @@ _COMPLETE = """
 {{ $message := "" }}
 {{ $annotations := .metadata.annotations }}
 {{ with .metadata.labels }}{{ with index . "LABEL" }}{{ $key := printf "ANNOTATION%s" . }}
-{{ with $annotations }}{{ with index . $key }}{{ $message = . }}{{ end }}{{ end }}
+{{ with $annotations }}{{ $own := printf "%s-%s" $key (index . "batch.kubernetes.io/job-completion-index") }}
+{{ with index . $own }}{{ $message = . }}{{ else }}{{ with index $annotations $key }}{{ $message = . }}{{ end }}{{ end }}{{ end }}
 {{ end }}{{ end }}
 phase: Succeeded
 containerStatuses:
@@ -65,8 +67,8 @@ def nodes(layout: Layout, count: int) -> Iterator[dict[str, Any]]:
         kwok.process.wait()
 
 
-def messages(**said: object) -> dict[str, str]:
-    """The annotations of pods that leave these messages, by the value of their label."""
+def messages(said: dict[str, object]) -> dict[str, str]:
+    """Return the annotations of pods that leave these messages, by the value of their label, or by LABEL-INDEX."""
     return {f"{_MESSAGE_ANNOTATION}{value}": json.dumps(message) for value, message in said.items()}
 
 
