@@ -79,7 +79,7 @@ def test_pods_killed_at_any_byte_leave_the_old_or_the_new_checkpoint(stage: Stag
     def ends() -> dict[str, tuple[int, int]] | None:
         """Index and exit code of each pod, once all have ended."""
         found = {}
-        for pod in stage.pods("ranks"):
+        for pod in (pod for pod in stage.pods("ranks") if pod.metadata.labels["reshard.dev/transform-uid"] == uid):
             if (ended := pod.status.container_statuses[0].state.terminated) is None:
                 return None
             index = int(pod.metadata.annotations["batch.kubernetes.io/job-completion-index"])

@@ -59,7 +59,7 @@ def test_two_hundred_transforms_at_once(stage: Stage, layout: Layout) -> None:
     with simulated.nodes(layout, 20) as placement:
         for name in names:
             stage.create(name, stage.spec(name, execution=execution(placement, 1)))
-        found = wait_for(lambda: all_ended(stage))
+        found = wait_for(lambda: all_ended(stage), 600)
     assert [status["phase"] for status in found.values()] == ["Complete"] * TRANSFORMS
     assert usage().highest_memory < MOST_MEMORY
     assert len(status_writes(layout, stage.namespace)) <= 6 * TRANSFORMS

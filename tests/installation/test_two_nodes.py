@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 _PATIENCE = 400.0
 # A driver whose volumes are folders of this machine that are attached to one node at a time.
 _DRIVER = """#!/bin/sh
-done() { echo "{\\"status\\": \\"Success\\"$1}"; }
+success() { echo "{\\"status\\": \\"Success\\"$1}"; }
 case $1 in
-    init) done ', "capabilities": {"attach": true, "fsGroup": false, "selinuxRelabel": false}' ;;
-    attach | waitforattach) done ', "device": "/dev/null"' ;;
+    init) success ', "capabilities": {"attach": true, "fsGroup": false, "selinuxRelabel": false}' ;;
+    attach | waitforattach) success ', "device": "/dev/null"' ;;
     mountdevice)
         folder=$(echo "$4" | sed -n 's/.*"folder": *"\\([^"]*\\)".*/\\1/p')
-        mkdir -p "$2" && mount --bind "$folder" "$2" >&2 && done ;;
-    unmountdevice) umount "$2" >&2 && done ;;
-    detach) done ;;
+        mkdir -p "$2" && mount --bind "$folder" "$2" >&2 && success ;;
+    unmountdevice) umount "$2" >&2 && success ;;
+    detach) success ;;
     *) echo '{"status": "Not supported"}'; exit 1 ;;
 esac
 """
@@ -40,6 +40,10 @@ esac
 
 @pytest.fixture(scope="module")
 def second(layout: Layout) -> Iterator[Component]:
+    driver = layout.volume_plugins / "reshard.dev~folder" / "folder"
+    driver.parent.mkdir(exist_ok=True)
+    driver.write_text(_DRIVER)
+    driver.chmod(0o755)
     with second_node(layout) as node:
         yield node
 
@@ -79,12 +83,8 @@ def test_only_the_ranks_of_a_drained_node_that_are_not_written_run_again(stage: 
     assert {node for found in again.values() for node in found} == {NODE}
 
 
-def claim_on_one_node(layout: Layout, stage: Stage, name: str, folder: Path) -> None:
+def claim_on_one_node(stage: Stage, name: str, folder: Path) -> None:
     """Make a ReadWriteOnce claim whose volume is a folder that one node at a time can attach."""
-    driver = layout.volume_plugins / "reshard.dev~folder" / "folder"
-    driver.parent.mkdir(exist_ok=True)
-    driver.write_text(_DRIVER)
-    driver.chmod(0o755)
     folder.mkdir()
     folder.chmod(0o777)
     common = {"accessModes": ["ReadWriteOnce"], "storageClassName": ""}
@@ -97,8 +97,8 @@ def claim_on_one_node(layout: Layout, stage: Stage, name: str, folder: Path) -> 
 
 
 @pytest.mark.usefixtures("second")
-def test_a_claim_that_another_node_occupies_is_waited_for(stage: Stage, layout: Layout, tmp_path: Path) -> None:
-    claim_on_one_node(layout, stage, "once", tmp_path / "once")
+def test_a_claim_that_another_node_occupies_is_waited_for(stage: Stage, tmp_path: Path) -> None:
+    claim_on_one_node(stage, "once", tmp_path / "once")
     holder = pod_spec(BASE, ["sleep", "1000"], {"once": "/data"})
     holder |= {"nodeSelector": {"kubernetes.io/hostname": NAME}, "tolerations": [{"key": TAINT, "operator": "Exists"}]}
     stage.core.create_namespaced_pod(stage.namespace, {"metadata": {"name": "holder"}, "spec": holder})
@@ -107,7 +107,7 @@ def test_a_claim_that_another_node_occupies_is_waited_for(stage: Stage, layout: 
     stage.create("waits", stage.spec(target=target))
     stage.wait("waits", lambda _: stage.ready("waits").get("reason") == "FailedAttachVolume", _PATIENCE)
     status = stage.status("waits")
-    assert "Multi-Attach error" in stage.ready("waits")["message"], json.dumps(status)
+    assert "already used by pod(s) holder" in stage.ready("waits")["message"], json.dumps(status)
     assert status["phase"] == "Planning"
     stage.core.delete_namespaced_pod("holder", stage.namespace, grace_period_seconds=0)
     stage.ended("waits", seconds=_PATIENCE)
