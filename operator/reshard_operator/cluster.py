@@ -99,7 +99,7 @@ class Cluster:
             return Seen(transform, now)
         own, others = await self._jobs(transform)
         seen = Seen.of(transform, now, own)
-        pods, writing = await self._pods(transform, seen.jobs)
+        pods, writing = await self._pods(transform, now, seen.jobs)
         rivals = tuple(dict.fromkeys((*writing, *jobs.rivals(seen, others))))
         events = await self._events(transform, now, seen.jobs, pods)
         return replace(seen, pods=tuple(pods), rivals=rivals, events=tuple(events))
@@ -210,7 +210,7 @@ class Cluster:
         mine = [job for job in found if job.owner == transform.uid]
         return mine, [job for job in found if job.label(jobs.LABEL_TRANSFORM) != transform.uid]
 
-    async def _pods(self, transform: Transform, current: dict[str, Job]) -> tuple[list[Pod], list[str]]:
+    async def _pods(self, transform: Transform, now: datetime, current: dict[str, Job]) -> tuple[list[Pod], list[str]]:
         if transform.spec is None or transform.ended:
             return [], []
         place = f"/api/v1/namespaces/{transform.namespace}/pods"
@@ -221,7 +221,7 @@ class Cluster:
         if any(_works(current[step], pods) for step in untold):  # no other Job is created meanwhile
             return pods, []
         if (job := current.get("ranks")) is not None:
-            return pods + await self._pods_of_ranks(place, f"{own},{jobs.LABEL_STEP}=ranks", job, current), []
+            return pods + await self._pods_of_ranks(place, f"{own},{jobs.LABEL_STEP}=ranks", now, job, current), []
         # Pods of earlier attempts and of other transforms may still write: wait for them.
         pods += map(Pod, await self._list(place, own, _ALIVE, _MOST_WAITING))
         same = f"{jobs.rivals_selector(transform.spec)},{jobs.LABEL_TRANSFORM}!={transform.uid}"
@@ -229,7 +229,7 @@ class Cluster:
         alive = map(Pod, await self._list(place, writing, _ALIVE, _MOST_WAITING))
         return pods, [f"CheckpointTransform {pod.annotation(jobs.ANNOTATION_TRANSFORM)} (pod {pod.name})" for pod in alive]
 
-    async def _pods_of_ranks(self, place: str, labels: str, job: Job, current: dict[str, Job]) -> list[Pod]:
+    async def _pods_of_ranks(self, place: str, labels: str, now: datetime, job: Job, current: dict[str, Job]) -> list[Pod]:
         """Return some pods of the ranks step: why it does not progress, why it failed, or the report of the commit."""
         pods: list[Pod] = []
         if job.ended:
@@ -238,7 +238,10 @@ class Cluster:
                 pods += await self._committing(place, labels, job)
         else:
             waiting = await self._list(place, labels, "status.phase=Pending", _MOST_WAITING)
-            if not waiting and not job.runs:
+            if any(Pod(item).waits_since(_usual_start(now, current)) for item in waiting):
+                # A pod that waits does not show that its node is lost, but one that runs there does.
+                waiting += await self._list(place, labels, "status.phase=Running", _PAGE)
+            elif not waiting and not job.runs:
                 waiting = await self._list(place, labels, "status.phase=Running", _PAGE)
                 # Pods on a lost node are not ready either, but their containers run: no report, however often all pods are read.
                 if job.ends and all(Pod(item).succeeded for item in waiting):
@@ -265,9 +268,7 @@ class Cluster:
         found: list[Event] = []
         place = f"/api/v1/namespaces/{transform.namespace}/events"
         idle = [job.uid for job in current.values() if not job.ended and not job.status.get("active")]
-        active = sum(int(job.status.get("active") or 0) for job in current.values())
-        usual = _USUAL_START + timedelta(seconds=active / _USUAL_STARTS_PER_SECOND)
-        waiting = [pod.uid for pod in pods if pod.waits_since(now - usual)][:3]
+        waiting = [pod.uid for pod in pods if pod.waits_since(_usual_start(now, current))][:3]
         for uid in idle + waiting:
             items = await self._list(place, "", f"involvedObject.uid={uid},type=Warning", _MOST_WAITING)
             # The kubelet repeats a warning at least every few minutes while the cause exists.
@@ -329,6 +330,12 @@ class Cluster:
         except ValueError as error:
             raise ApiError(0, "Garbled", f"the response is not JSON: {error}") from error
         return found
+
+
+def _usual_start(now: datetime, current: dict[str, Job]) -> datetime:
+    """Return the moment after which the pods that still wait for their start were created, unless something is wrong."""
+    active = sum(int(job.status.get("active") or 0) for job in current.values())
+    return now - _USUAL_START - timedelta(seconds=active / _USUAL_STARTS_PER_SECOND)
 
 
 def _works(job: Job, pods: list[Pod]) -> bool:

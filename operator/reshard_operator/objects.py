@@ -164,10 +164,13 @@ class Pod(Kept):
 
     @property
     def lost(self) -> bool:
-        """True if the pod is in phase Running, but its node does not report its status.
+        """True if the node of the pod does not report its status.
 
-        The pods have no readiness probe, so the Ready condition of a running pod is false only in this case.
+        The pods have no readiness probe, so the Ready condition of a running pod is false only in this case. A pod that has not
+        started is deleted after five minutes, and remains.
         """
+        if self.phase == "Pending":
+            return self.condition("DisruptionTarget").get("reason") == "DeletionByTaintManager"
         runs = any("running" in (s.get("state") or {}) for s in self._containers())
         return self.phase == "Running" and runs and self.condition("Ready").get("status") == "False"
 

@@ -94,6 +94,28 @@ def test_not_all_pods_are_read_while_a_node_is_lost(server: Server) -> None:
     assert sum(server.read) == 1
 
 
+def test_a_lost_node_is_found_although_another_of_its_pods_has_not_started(server: Server) -> None:
+    runs, waits = server.pretend.pods[-2:]
+    for pod in (runs, waits):
+        pod["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
+        pod["spec"] = {"nodeName": "gone"}
+    runs["status"] = {"phase": "Running", "conditions": [{"type": "Ready", "status": "False"}]}
+    runs["status"]["containerStatuses"] = [{"name": "reshard", "state": {"running": {}}}]
+    scheduled = {"type": "PodScheduled", "status": "True"}
+    waits["status"] = {"phase": "Pending", "conditions": [scheduled]}
+    assert reason(server) == "NodeLost"
+    runs["status"]["phase"] = "Succeeded"
+    assert reason(server) == "Resharding"  # nothing shows it yet
+    waits["status"]["conditions"].append({"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"})
+    assert reason(server) == "NodeLost"
+
+
+def reason(server: Server) -> str:
+    decision = reconcile(server.see(), CONFIG)
+    assert decision.status is not None
+    return str(decision.status["conditions"][0]["reason"])
+
+
 def test_pods_are_not_read_again_for_a_known_commit(server: Server) -> None:
     while server.pretend.work().status["phase"] != "Complete":
         pass
