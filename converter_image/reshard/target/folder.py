@@ -58,6 +58,15 @@ _DOCUMENTS = ("inventory.json", "draft.json", "stage.json")  # documents that ma
 _RECORD = re.compile(r"rank_(\d{1,9})\.json", re.ASCII)
 
 
+_CHECKSUM = b',\n  "checksum": "'  # before the last field of a manifest
+
+
+def _with_checksum(content: bytes) -> bytes:
+    """Return a manifest with the digest of itself as its last field."""
+    start = content.removesuffix(b"\n}\n")
+    return start + _CHECKSUM + str(ContentDigest(content)).encode() + b'"\n}\n'
+
+
 class _Commit(msgspec.Struct, frozen=True):
     ranks: str
 
@@ -141,7 +150,7 @@ class TargetFolder:
 
     def write_manifest(self, manifest: Manifest, folder: str = STATE) -> None:
         """Mark the checkpoint as complete. The folder of the task contains the file until then."""
-        self.publish(MANIFEST_NAME, encode(manifest, pretty=True), folder)
+        self.publish(MANIFEST_NAME, _with_checksum(encode(manifest, pretty=True)), folder)
 
     def publish(self, path: str, content: bytes, folder: str) -> None:
         """Write a document at its final path. The folder of the task contains the file until then.
@@ -157,6 +166,12 @@ class TargetFolder:
             writer.finish()
         finally:
             writer.abort()
+
+    def is_manifest_unchanged(self) -> bool:
+        """Return whether the manifest has the checksum that it was written with."""
+        content = self.store.read(MANIFEST_NAME, _LARGEST_DOCUMENT)
+        start, _, _ = content.rpartition(_CHECKSUM)
+        return content == _with_checksum(start + b"\n}\n")
 
     def task(self, digest: str) -> TaskState:
         """Return the state of one task."""

@@ -89,7 +89,7 @@ def verify_checkpoint(
     progress: Progress | None = None,
     cancellation: Cancellation | None = None,
 ) -> VerifyResult:
-    """Verify a finished checkpoint against its manifest: its list of files, and the size and content digest of each.
+    """Verify a finished checkpoint against its manifest: its list of files, the size and digest of each, and its own checksum.
 
     Args:
         target_url: folder with the manifest, or s3://bucket/prefix.
@@ -121,6 +121,13 @@ def verify_checkpoint(
         files = _verify_files(
             target.store, manifest, documents, workers or default_workers(), progress, cancellation or Cancellation()
         )
+        if not target.is_manifest_unchanged():
+            raise DataError(
+                "ContentChanged",
+                f"the content of {MANIFEST_NAME} has changed",
+                where=target.store.url,
+                fix="restore the file, or run the same transform again with --overwrite",
+            )
         measured.measure(bytes_fetched=sum(file.bytes_fetched for file in files), requests=sum(file.requests for file in files))
         return VerifyResult(manifest, measured.seconds, files, durations())
 
