@@ -13,8 +13,9 @@ as zeros. `docs/decisions/0004-fingerprints.md` contains measurements and the pr
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -47,16 +48,34 @@ def odd(numbers: Words, seed: int) -> Words:
 
 
 OF_CHUNKS, OF_WORDS = 0x5245534841524431, 0x7461626C65206221  # seeds of the weights a and b
+_OF_FIRST_CHUNKS = odd(np.arange(32 << 10, dtype=np.uint64), OF_CHUNKS)
 _OF_WORDS = odd(np.arange(CHUNK_BYTES // _WORD, dtype=np.uint64), OF_WORDS)
 
 
-def first_of_row(shape: Shape, itemsize: int) -> int:
-    """Return the first dimension of the rows of a tensor."""
-    dimension, nbytes = len(shape), itemsize
-    while dimension and nbytes < ROW_BYTES:
-        dimension -= 1
-        nbytes *= shape[dimension]
-    return dimension
+class _Rows(NamedTuple):
+    """The division of a tensor into rows.
+
+    Attributes:
+        first: first dimension of the rows.
+        inner: number of bytes of an element along this dimension, with all later dimensions.
+        chunks: number of chunks of a row.
+        steps: number of chunks between neighbours along each dimension before the rows.
+    """
+
+    first: int
+    inner: int
+    chunks: int
+    steps: tuple[int, ...]
+
+
+@lru_cache(maxsize=4096)
+def _rows(shape: Shape, itemsize: int) -> _Rows:
+    first, nbytes = len(shape), itemsize
+    while first and nbytes < ROW_BYTES:
+        first -= 1
+        nbytes *= shape[first]
+    chunks = -(-max(1, nbytes) // CHUNK_BYTES)
+    return _Rows(first, prod(shape[first + 1 :]) * itemsize, chunks, tuple(n * chunks for n in strides(shape[:first])))
 
 
 class Fingerprints:
@@ -78,23 +97,17 @@ class Fingerprints:
 
     def of_boxes(self, contents: Bytes, shape: Shape, box: Box, itemsize: int) -> Words:
         """Return the fingerprints of the same box of several tensors. Each row of `contents` is the box of one tensor."""
-        first = first_of_row(shape, itemsize)
+        first, inner, _, steps = _rows(shape, itemsize)
         total = np.zeros(len(contents), np.uint64)
         if not box.size:
             return total
-        inner = prod(shape[first + 1 :]) * itemsize
         partial = box.shape[first + 1 :] != shape[first + 1 :]
-        for part, content in _pieces(contents, box, first, inner, itemsize) if partial else [(box, contents)]:
-            steps = strides(shape[:first])
-            rows = np.zeros((1,) * first, np.uint64)
-            for axis, (start, count) in enumerate(zip(part.start[:first], part.shape[:first], strict=True)):
-                numbers = np.arange(start, start + count, dtype=np.uint64) * np.uint64(steps[axis])
-                rows = rows + numbers.reshape((1,) * axis + (-1,) + (1,) * (first - axis - 1))
+        for part, content in _pieces(contents, box, first, inner) if partial else [(box, contents)]:
             offset, length = (part.start[first] * inner, part.shape[first] * inner) if first < len(shape) else (0, itemsize)
             if partial:
                 content = _scattered(content, part, shape, first, itemsize)  # noqa: PLW2901 - the same elements with zeros between
-            chunks = -(-max(1, prod(shape[first:]) * itemsize) // CHUNK_BYTES)
-            total += self._of_rows(content.reshape(len(contents), -1, length), rows.ravel() * np.uint64(chunks), offset)
+            chunks = _first_chunks(part, steps)
+            total += self._of_rows(content.reshape(len(contents), len(chunks), length), chunks, offset)
         return total
 
     def _of_rows(self, content: Bytes, first_chunks: Words, offset: int) -> Words:
@@ -107,12 +120,11 @@ class Fingerprints:
                 numbers = np.arange(chunk, chunk + count, dtype=np.uint64)
                 for row, number in enumerate(first_chunks):
                     whole = content[:, row, at : at + count * CHUNK_BYTES].reshape(len(content), count, CHUNK_BYTES)
-                    total += self._sum(whole, odd(number + numbers, OF_CHUNKS), 0)
+                    total += self._sum(whole, _of_chunks(number + numbers), 0)
                 at += count * CHUNK_BYTES
                 continue
             end = min(length, at + CHUNK_BYTES - within)
-            weights = odd(first_chunks + np.uint64(chunk), OF_CHUNKS)
-            total += self._sum(content[:, :, at:end], weights, within)
+            total += self._sum(content[:, :, at:end], _of_chunks(first_chunks + np.uint64(chunk)), within)
             at = end
         return total
 
@@ -122,9 +134,8 @@ class Fingerprints:
         first, before = divmod(within, _WORD)
         count = -(-(before + length) // _WORD)
         columns = _OF_WORDS[first : first + count]
-        aligned = not (before or length % _WORD or content.ctypes.data % _WORD or any(n % _WORD for n in content.strides[:2]))
-        if aligned:
-            return _weighted(content.view(np.uint64), weights, columns)
+        if not (before or length % _WORD) and (words := content.view(np.uint64)).flags.aligned:
+            return _weighted(words, weights, columns)
         at_once = _SCRATCH_WORDS // count
         many, few = max(1, at_once // rows), min(rows, at_once)
         total = np.zeros(tensors, np.uint64)
@@ -145,12 +156,28 @@ class Fingerprints:
 
 def _weighted(words: Words, weights: Words, columns: Words) -> Words:
     """Return the sum of the words of each tensor, with the weights of their chunks and positions."""
-    sums: Words = np.einsum("r,trw->tw", weights, words)
-    sums *= columns
-    return np.add.reduce(sums, axis=1)  # type: ignore[no-any-return]  # numpy's stubs
+    return np.einsum("r,trw->tw", weights, words) @ columns  # type: ignore[no-any-return]  # numpy's stubs
 
 
-def _pieces(contents: Bytes, box: Box, first: int, inner: int, itemsize: int) -> Iterator[tuple[Box, Bytes]]:
+def _first_chunks(box: Box, steps: tuple[int, ...]) -> Words:
+    """Return the numbers of the first chunks of the rows of a box, given the distances of rows along the dimensions before."""
+    if len(steps) == 1:  # without the costs of a general loop, which are those of thousands of words
+        return np.arange(box.start[0] * steps[0], (box.start[0] + box.shape[0]) * steps[0], steps[0], dtype=np.uint64)
+    numbers = np.zeros(1, np.uint64)
+    for start, count, step in zip(box.start, box.shape, steps, strict=False):
+        numbers = np.add.outer(numbers, np.arange(start * step, (start + count) * step, step, dtype=np.uint64)).ravel()
+    return numbers
+
+
+def _of_chunks(numbers: Words) -> Words:
+    """Return the weights of chunks."""
+    first, last = int(numbers[0]), int(numbers[-1])
+    if last < len(_OF_FIRST_CHUNKS):
+        return _OF_FIRST_CHUNKS[first : last + 1] if last - first + 1 == len(numbers) else _OF_FIRST_CHUNKS[numbers]
+    return odd(numbers, OF_CHUNKS)
+
+
+def _pieces(contents: Bytes, box: Box, first: int, inner: int) -> Iterator[tuple[Box, Bytes]]:
     """Yield the parts of a box that do not need more than `_SCATTERED_BYTES` if their rows are completed with zeros."""
     lengths = box.shape[: first + 1]
     if prod(lengths) * inner * len(contents) <= _SCATTERED_BYTES or max(lengths) == 1:
@@ -164,7 +191,7 @@ def _pieces(contents: Bytes, box: Box, first: int, inner: int, itemsize: int) ->
             (*box.shape[:axis], end - start, *box.shape[axis + 1 :]),
         )
         some = elements[(slice(None), *(slice(None),) * axis, slice(start, end))].reshape(len(contents), -1)
-        yield from _pieces(some, half, first, inner, itemsize)
+        yield from _pieces(some, half, first, inner)
 
 
 def _scattered(content: Bytes, box: Box, shape: Shape, first: int, itemsize: int) -> Bytes:
