@@ -256,10 +256,17 @@ def verify(invocation: Invocation, /, target: str, workers: int | None, as_json:
 @cli.command(section=READ)
 @click.argument("path", type=PATH, metavar="PATH", help="Checkpoint directory, file, or s3://bucket/prefix.")
 @options("inspect")
-def inspect(path: str, how: str | None, step: int | None, files: str | None, **arguments: Any) -> None:
+@click.pass_context
+def inspect(context: click.Context, /, path: str, how: str | None, step: int | None, files: str | None, **arguments: Any) -> None:
     """Show the files and parameters of a checkpoint."""
     from reshard.cli import inspection
 
+    if arguments["check_replicas"]:
+        from reshard.cli import comparison
+
+        if comparison.check_replicas(path, context.obj.cancellation, strategy=how, step=step, files=files, **arguments):
+            context.exit(1)
+        return
     inspection.inspect(
         path,
         strategy=how,

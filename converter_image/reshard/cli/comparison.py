@@ -1,4 +1,4 @@
-"""`reshard diff`: the parameters of two checkpoints that differ, as a table or JSON."""
+"""`reshard diff` and `reshard inspect --check-replicas`: parameters that differ, as a table or JSON."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from reshard.cli.arguments import encryption_of, storage_options_of
 from reshard.pictures.captions import shape, size
 from reshard.plan.rules import NamePattern
 from reshard.transform.diff import diff_checkpoints
+from reshard.transform.replicas import differing_replicas
 
 if TYPE_CHECKING:
     from reshard.progress import Cancellation
+    from reshard.transform.consistency import Mismatch
     from reshard.transform.diff import DiffResult, ParameterDifference, Side
 
 _SHOWN = 40
@@ -41,6 +43,36 @@ def compare(a: str, b: str, cancellation: Cancellation, *, as_json: bool, every:
     else:
         _show(result, every=every)
     return bool(result.differences)
+
+
+def check_replicas(
+    path: str, cancellation: Cancellation, *, strategy: str | None, step: int | None, files: str | None, **arguments: Any
+) -> bool:
+    """Compare the replicas in a checkpoint, and print the parameters that differ. Return whether there are any."""
+    with console.progress() as progress:
+        found = differing_replicas(
+            path,
+            strategy=strategy,
+            step=step,
+            files=files,
+            storage_options=storage_options_of(arguments),
+            decryption=encryption_of(arguments, "decryption"),
+            progress=progress,
+            cancellation=cancellation,
+        )
+    if arguments["as_json"]:
+        console.out_json({"differing": [asdict(each) for each in found]})
+    elif found:
+        console.out(f"different: copies of {len(found):,} parameters")
+        console.out()
+        console.table([("parameter", "left"), ("first", "left"), ("values", "left")], (_mismatch(each) for each in found))
+    else:
+        console.out("equal: all copies of each parameter")
+    return bool(found)
+
+
+def _mismatch(found: Mismatch) -> tuple[str, str, str]:
+    return found.name, str(list(found.index)), found.values
 
 
 def _show(result: DiffResult, *, every: bool) -> None:

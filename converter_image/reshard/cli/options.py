@@ -454,6 +454,12 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             help="Parameters to show or compare, such as `*.weight`. Repeatable. Default: all.",
         ),
         _option("inspect", "--all", "every", is_flag=True, help="Show all parameters and files, one per line."),
+        _option(
+            "inspect",
+            "--check-replicas",
+            is_flag=True,
+            help="Compare every byte of all copies of each parameter, instead. The exit code is 1 if some differ.",
+        ),
         _option("diff", "--all", "every", is_flag=True, help="Show all parameters that differ."),
     ),
     "Picture": (

@@ -91,6 +91,23 @@ def check_copies(
     return frozenset(p.name for p in (*copies.unnamed, *copies.replicas) if p.source_name in differing)
 
 
+def differing_copies(store: ReadStore, model: Model, progress: Progress, *, workers: int) -> Iterator[Mismatch]:
+    """Compare every byte of all copies of parameters on source ranks, and yield a mismatch for each parameter that differs."""
+    copies, files = Copies(model), {file.rank: file.path for file in model.inventory.files}
+    progress.begin("Comparing replicas", copies.nbytes, "bytes")
+
+    def pieces(rank: int) -> Iterator[Piece]:
+        return (Piece(block.parameter.source_name, block.box, *copies.at(rank, block)) for block in copies.of_rank(rank))
+
+    opened = FileSet(store, files, workers, progress.advance)
+    differing: dict[str, list[Difference]] = defaultdict(list)
+    for difference in opened.compare(pieces, tuple(files)):
+        differing[difference.name].append(difference)
+    for parameter in (*copies.unnamed, *copies.replicas):
+        if parameter.source_name in differing:
+            yield _mismatch(opened, copies, [parameter], differing, "file" if model.inventory.unified else "source rank")
+
+
 def refuse_possible_slices(model: Model, settled: Collection[str], options: Options) -> None:
     """Refuse to read parameters as whole if MindSpore's `hyper_param.safetensors` may contain only rank 0's slice of them.
 
