@@ -38,7 +38,7 @@ _USUAL_STARTS_PER_SECOND = 20
 _EVENTS_COUNT_FOR = timedelta(minutes=5)
 _ALIVE = "status.phase!=Succeeded,status.phase!=Failed"
 _MERGE = "application/merge-patch+json"
-_APPLY = "application/apply-patch+yaml"
+_JSON_PATCH = "application/json-patch+json"
 
 
 class ApiError(Exception):
@@ -145,17 +145,17 @@ class Cluster:
     async def write_status(self, transform: Transform, status: Object) -> None:
         """Write the whole status if the resource is unchanged since the observation.
 
+        The API server drops fields that an older CRD does not have. In a server-side apply, it would reject them.
+
         Raises:
             ApiError: the request failed. The status is 409 if the resource has changed.
         """
-        body = {
-            "apiVersion": API_VERSION,
-            "kind": KIND,
-            "metadata": {"name": transform.name, "uid": transform.uid, "resourceVersion": transform.resource_version},
-            "status": status,
-        }
-        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        await self._call("PATCH", f"{_custom(transform.namespace)}/{transform.name}/status", query, body, _APPLY)
+        body = [
+            {"op": "replace", "path": "/metadata/resourceVersion", "value": transform.resource_version},
+            {"op": "add", "path": "/status", "value": status},
+        ]
+        query = {"fieldManager": FIELD_MANAGER}
+        await self._call("PATCH", f"{_custom(transform.namespace)}/{transform.name}/status", query, body, _JSON_PATCH)
 
     async def record_event(self, transform: Transform, kind: str, reason: str, action: str, note: str) -> None:
         """Record an Event for a transform."""

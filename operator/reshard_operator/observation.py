@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from reshard.errors import ReshardError
-from reshard.spec.messages import CommitMessage, TransformMessage, UnreadableMessageError
+from reshard.spec.messages import CommitMessage, PlanMessage, TransformMessage, UnreadableMessageError
 from reshard.spec.ranks import format_ranks, ranks_to_write
 from reshard.spec.resource import TransformSpec, parse_spec
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from reshard.spec.messages import M, PlanMessage
+    from reshard.spec.messages import M
     from reshard_operator.objects import Event, Job, Object, Pod
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
@@ -56,10 +58,17 @@ class Transform:
         """True if this attempt has succeeded or failed."""
         return "completionTime" in self.status_of_attempt
 
+    @property
+    def planned(self) -> PlanMessage | None:
+        """The result of the plan in the status, or None if it is not there or incomplete."""
+        try:
+            return msgspec.convert(self.status_of_attempt.get("plan"), PlanMessage)
+        except msgspec.ValidationError:
+            return None
+
     def knows(self, step: str) -> bool:
         """Return whether the status of this attempt already contains the result of a step."""
-        mark = {"plan": "plan", "commit": "manifest", "transform": "plan"}[step]
-        return mark in self.status_of_attempt
+        return "manifest" in self.status_of_attempt if step == "commit" else self.planned is not None
 
     @classmethod
     def parse(cls, resource: Object) -> Transform:

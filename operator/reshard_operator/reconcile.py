@@ -143,9 +143,7 @@ def _planned(seen: Seen) -> PlanMessage | None:
 
     If both were lost, another run of the plan may divide the ranks differently, but the Job of the ranks keeps its division.
     """
-    planned, status, ranks = seen.result("plan", PlanMessage), seen.transform.status, seen.jobs.get("ranks")
-    if planned is None and seen.transform.knows("plan"):
-        planned = msgspec.convert(status["plan"], PlanMessage)
+    planned, ranks = seen.result("plan", PlanMessage) or seen.transform.planned, seen.jobs.get("ranks")
     if planned is None or ranks is None:
         return planned
     grouping = msgspec.json.decode(ranks.variable(jobs.VARIABLE_GROUPING), type=Grouping)

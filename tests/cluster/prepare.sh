@@ -4,7 +4,7 @@ set -eu
 . "$(dirname "$0")/../tools/machine.sh"
 
 packages etcd-server containerd runc containernetworking-plugins buildah debootstrap iptables conntrack socat ipset ethtool \
-    iproute2 openssl busybox-static
+    iproute2 openssl busybox-static jq
 programs kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl kwok helm registry
 sh "$tools/../s3/prepare.sh" versitygw || leave_out "there is no S3 server for it"
 # The behaviour of simulated nodes is defined in kwok's module.

@@ -17,7 +17,7 @@ from kubernetes import client, utils
 from transforms_on_cluster import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from cluster.layout import Layout
@@ -89,11 +89,17 @@ def account(
 
 
 @contextmanager
-def operator_process(account: Account, folder: Path, identity: str = "first") -> Iterator[subprocess.Popen[bytes]]:
-    """Run an operator, killed at the end of the context; its log is in a file named after its identity."""
+def operator_process(
+    account: Account, folder: Path, identity: str = "first", within: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run an operator, killed at the end of the context; its log is in a file named after its identity.
+
+    `within` is the command that runs the operator's.
+    """
     environment = {**os.environ, **account.environment, "POD_NAME": identity, "PYTHONPATH": ""}
     with (folder / f"{identity}.log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "reshard_operator"], env=environment, stdout=log, stderr=log)
+        command = [*within, sys.executable, "-m", "reshard_operator"]
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
             yield process
         finally:

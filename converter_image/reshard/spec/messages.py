@@ -32,7 +32,9 @@ class StepMessage(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class PlanMessage(StepMessage, frozen=True):
-    """The report of the plan step.
+    """The report of the plan step, and what the status contains of it.
+
+    Only the fields that the operator needs are required: a status does not have those that the CRD does not know.
 
     Attributes:
         bytes_fetched: number of bytes of the source that these pods will fetch for the contents of files.
@@ -41,11 +43,11 @@ class PlanMessage(StepMessage, frozen=True):
 
     source_ranks: _Ranks
     target_ranks: _Ranks
-    parameters: _Count
-    bytes_needed: _Count
-    bytes_distinct: _Count
     memory_bytes: _Count
     digest: str
+    parameters: _Count = 0
+    bytes_needed: _Count = 0
+    bytes_distinct: _Count = 0
     bytes_fetched: _Count = 0
     grouping: Grouping = Grouping()
     finished_ranks: _Count = 0
