@@ -1,4 +1,4 @@
-"""Number of random cases in tests: a tenth in the development profile, all in the CI profile."""
+"""Number of random cases in tests, by profile."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-_PERCENT = {"development": 10, "ci": 100}
+_PERCENT = {"development": 10, "ci": 40, "all": 100}
 PROFILE = os.environ.get("RESHARD_TEST_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "development")
 
 
@@ -16,7 +16,7 @@ def share(count: int) -> int:
 
 
 def examples(count: int) -> settings:
-    """Return hypothesis settings that try `count` examples in the CI profile."""
+    """Return hypothesis settings that try the profile's share of `count` examples."""
     return settings(max_examples=share(count))
 
 
