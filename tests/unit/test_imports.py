@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -63,6 +64,31 @@ def test_numpy_starts_no_threads_in_the_program() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment)
     assert done.stdout.splitlines()[-1] == "1"
+
+
+_MAPPED = """
+import ctypes
+from reshard.cli import heap
+
+class Info(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Info
+heap.return_large_blocks()
+freed = bytearray(16 << 20)
+del freed
+before = libc.mallinfo2().hblkhd
+block = bytearray(4 << 20)
+print(libc.mallinfo2().hblkhd - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library is not glibc 2.33 or later")
+def test_large_blocks_of_memory_are_returned_after_larger_ones() -> None:
+    done = subprocess.run([sys.executable, "-c", _MAPPED], check=True, capture_output=True, text=True)
+    assert int(done.stdout) >= 4 << 20
 
 
 def test_public_names_exist() -> None:

@@ -8,6 +8,7 @@ import tracemalloc
 import zlib
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import ml_dtypes
 import numpy as np
@@ -272,6 +273,44 @@ def test_metadata_is_read_wherever_it_is(text: str, space: str) -> None:
     assert first == last
     assert first.structure.metadata == {"format": "ms", "a": text.replace("\\", "")}
     assert [tensor.name for tensor in first.structure.tensors] == ["t0", "t1", "t2"]
+
+
+@pytest.mark.parametrize("text", ["", "}", "},", "a},b", "},:{"])
+@pytest.mark.parametrize("metadata", [{}, {"__metadata__": {"format": "pt", "a": "},"}}])
+def test_a_header_is_read_in_parts(text: str, metadata: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {f"{text}{i}{text}": entry("I8", [1], i, i + 1) for i in range(20)}
+    content = file(json.dumps(metadata | tensors, separators=(",", ":")).encode(), bytes(20))
+    whole = safetensors.read_header(reader(content))
+    monkeypatch.setattr(safetensors, "PART_BYTES", 1)
+    assert safetensors.read_header(reader(content)) == whole
+    assert [tensor.name for tensor in whole.structure.tensors] == list(tensors)
+
+
+def test_a_name_in_two_parts_of_a_header_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = ",".join(f'"{name}":{{"dtype":"I8","shape":[1],"data_offsets":[{i},{i + 1}]}}' for i, name in enumerate("abca"))
+    monkeypatch.setattr(safetensors, "PART_BYTES", 1)
+    assert refused(file(f"{{{tensors}}}".encode(), bytes(4))).reason == "DuplicateParameter"
+
+
+@pytest.mark.parametrize("part", [1, 40, safetensors.PART_BYTES])
+@given(data=st.data())
+def test_a_damaged_part_is_read_as_a_damaged_whole(part: int, data: st.DataObject) -> None:
+    header = bytearray(b",".join(b'"%d":{"dtype":"I8","shape":[1],"data_offsets":[%d,%d]}' % (i, i, i + 1) for i in range(4)))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(header) - 1))
+        header[at : at + data.draw(st.integers(0, 3))] = data.draw(
+            st.sampled_from([b"", b'"', b"}", b"{", b"},", b'},"', b'":{'])
+        )
+    content = reader(file(b"{" + bytes(header) + b"}", bytes(4)))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(safetensors, "PART_BYTES", part)
+        try:
+            found = safetensors.read_header(content)
+        except DataError:
+            found = None
+        if found is not None:
+            patched.setattr(safetensors, "_usual", Mock(side_effect=safetensors.OtherFormError))
+            assert safetensors.read_header(content) == found
 
 
 def test_a_name_that_metadata_reserves_is_no_tensor() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from hashlib import blake2b
+from hashlib import sha256
 from math import prod
 from operator import attrgetter
 from sys import intern
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.inventory import RangeReader
     from reshard.checkpoint.output import OutputTensor, Piece
+
+    _Found = tuple[dict[str, str], Iterable[tuple[str, "_Header"]]]  # metadata, and tensors by name
 
 # The limit of the safetensors library (safetensors/src/tensor.rs, MAX_HEADER_SIZE).
 MAX_HEADER_BYTES = 100_000_000
@@ -47,6 +49,8 @@ class _Header(msgspec.Struct, gc=False):
 _TENSOR = msgspec.json.Decoder(_Header)
 _TENSORS = msgspec.json.Decoder(dict[str, _Header])
 _METADATA_FIRST = b'{"__metadata__":'
+# Bytes of a header that are decoded at a time.
+PART_BYTES = 64 << 10
 _TENSOR_QUOTES = 2 * len(_Header.__struct_fields__) + 2  # around each key and the type
 _MAX_TENSOR_KEYS = 64
 
@@ -74,7 +78,7 @@ def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None)
     if begin > reader.size:
         raise _damaged(reader, f"the header has a length of {length} bytes, but the file ends before that", reason="Truncated")
     header = reader.read(_LENGTH.size, length)
-    identity = blake2b(header, digest_size=16).digest()
+    identity = sha256(header).digest()
     structure, crc = seen.get(identity) if seen is not None else None, None
     if structure is None:
         structure, crc = _parse(reader, header, begin)
@@ -241,17 +245,25 @@ def _header(tensors: Sequence[OutputTensor], metadata: Mapping[str, str], crc: i
 def _parse(reader: RangeReader, header: bytes, begin: int) -> tuple[Structure, int | None]:
     """Return the structure and the CRC32 in a header."""
     try:
-        metadata, tensors = _usual(header) or _any(reader, header)
+        try:
+            return _structure(reader, begin, *_usual(header))
+        except OtherFormError:
+            return _structure(reader, begin, *_any(reader, header))
     except TooManyError as error:
         raise _damaged(reader, f"the header is too large: {error}", reason="TooManyTensors") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _damaged(reader, f"the header is invalid: {error}", reason="HeaderInvalid") from None
+
+
+def _structure(
+    reader: RangeReader, begin: int, metadata: dict[str, str], tensors: Iterable[tuple[str, _Header]]
+) -> tuple[Structure, int | None]:
+    """Return the structure and the CRC32, given the metadata and the tensors in a header."""
     crc = _crc(reader, metadata.pop(_CRC, None))
     texts = _texts(reader, metadata.pop(_STRINGS, None))
     known: dict[tuple[str, tuple[int, ...]], tuple[str, tuple[int, ...], int]] = {}
     entries, special = [], {*metadata, *texts}
-    for name in list(tensors):
-        tensor = tensors.pop(name)  # its memory is used again
+    for name, tensor in tensors:
         kind, (first, end) = known.get((tensor.dtype, tensor.shape)), tensor.data_offsets
         if kind is None or end - first != kind[2] or first < 0 or name in special:
             entry = _entry(reader, name, tensor, begin, metadata, texts)
@@ -261,6 +273,8 @@ def _parse(reader: RangeReader, header: bytes, begin: int) -> tuple[Structure, i
             # Strategies contain the same names.
             entry = TensorEntry(intern(name), kind[0], kind[1], ((begin + first, kind[2]),))
         entries.append(entry)
+    if len(set(map(attrgetter("name"), entries))) < len(entries):
+        raise OtherFormError
     entries.sort(key=attrgetter("extents"))
     at = begin
     for entry in entries:
@@ -271,34 +285,53 @@ def _parse(reader: RangeReader, header: bytes, begin: int) -> tuple[Structure, i
     return Structure("safetensors", tuple(entries), metadata), crc
 
 
-_Found = tuple[dict[str, str], dict[str, _Header]]  # metadata, and tensors by name
+class OtherFormError(Exception):
+    """A header does not have the usual form, or is damaged."""
 
 
-def _usual(header: bytes) -> _Found | None:
+def _usual(header: bytes) -> _Found:
     """Return what a header contains in the form in which most programs write it, which takes the least time to read.
 
-    It contains the metadata first, if any, no escapes, and only known keys. Without other strings, no key occurs twice.
-    None: the header has another form, or is damaged.
+    It contains the metadata first, if any, no escapes, and only known keys. Without other strings, no tensor has a key twice.
+
+    Raises:
+        OtherFormError: the header has another form. The iterator raises it too.
     """
     quotes = header.count(b'"')
-    if b"\\" in header or quotes > (MAX_TENSORS + 1) * (_TENSOR_QUOTES + 2):
-        return None
-    metadata: dict[str, str] = {}
-    try:
-        if header.startswith(_METADATA_FIRST):
-            # If a string contains this brace, the text up to it is not JSON.
-            end = header.index(b"}") + 1
-            metadata = msgspec.json.decode(header[len(_METADATA_FIRST) : end], type=dict[str, str])
-            if header[end : end + 1] != b",":
-                return None
-            quotes -= 2 + 4 * len(metadata)
-            header = b"{" + header[end + 1 :]
-        tensors = _TENSORS.decode(header)
+    if b"\\" in header or quotes > (MAX_TENSORS + 1) * (_TENSOR_QUOTES + 2) or not header.startswith(b"{"):
+        raise OtherFormError
+    if not header.startswith(_METADATA_FIRST):
+        return {}, _usual_tensors(header, 1, quotes)
+    end = header.find(b"}") + 1
+    try:  # if a string contains this brace, the text up to it is not JSON
+        metadata = msgspec.json.decode(header[len(_METADATA_FIRST) : end], type=dict[str, str])
     except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
-        return None
-    if not tensors or _METADATA in tensors:  # without tensors, the comma after the metadata would be an error
-        return None
-    return (metadata, tensors) if quotes == len(tensors) * (_TENSOR_QUOTES + 2) else None
+        raise OtherFormError from None
+    if header[end : end + 1] != b",":
+        raise OtherFormError
+    return metadata, _usual_tensors(header, end + 1, quotes - 2 - 4 * len(metadata))
+
+
+def _usual_tensors(header: bytes, at: int, quotes: int) -> Iterator[tuple[str, _Header]]:
+    """Yield the tensors of a header from byte `at`, which contains as many quotes. Few of them are in memory at a time.
+
+    A part of the header ends before a comma and the quote of a name. If they are in a string, the part has an odd number of
+    quotes, and is not JSON.
+    """
+    count = 0
+    while at < len(header):
+        end = header.find(b'},"', at + PART_BYTES) + 1 or len(header)
+        try:
+            found = _TENSORS.decode(b"{" + header[at:end] + (b"}" if end < len(header) else b""))
+        except (ValueError, RecursionError):
+            raise OtherFormError from None
+        if _METADATA in found:
+            raise OtherFormError
+        count += len(found)
+        at = end + 1
+        yield from found.items()
+    if quotes != count * (_TENSOR_QUOTES + 2) or not count:  # without tensors, the comma after the metadata would be an error
+        raise OtherFormError
 
 
 def _any(reader: RangeReader, header: bytes) -> _Found:
@@ -318,7 +351,7 @@ def _any(reader: RangeReader, header: bytes) -> _Found:
         )
     raws = dict(found)
     metadata = dict(pairs(raws.pop(_METADATA), _MAX_MARKS, str)) if _METADATA in raws else {}
-    return metadata, {name: _tensor(raw) for name, raw in raws.items()}
+    return metadata, [(name, _tensor(raw)) for name, raw in raws.items()]
 
 
 def _tensor(raw: msgspec.Raw) -> _Header:

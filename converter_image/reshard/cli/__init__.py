@@ -39,14 +39,14 @@ class Invocation:
     Attributes:
         debug: whether to print the traceback of a failure.
         as_json: whether the result is printed as one JSON object.
-        exports_traces: whether the command may configure OpenTelemetry for the whole process.
+        is_program: whether the command is the main program, so that it may configure the whole process.
         telemetry: exit stack that ends logging and tracing when the command has ended.
         cancellation: cancellation of the work on a signal.
     """
 
     debug: bool = False
     as_json: bool = False
-    exports_traces: bool = False
+    is_program: bool = False
     telemetry: ExitStack = field(default_factory=ExitStack)
     cancellation: Cancellation = field(default_factory=Cancellation)
 
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str] | None, *, patience: float | None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     # Not from the parsed options: a command line that cannot be parsed is an error to print, too.
-    invocation = Invocation(as_json="--json" in arguments, exports_traces=patience is not None)
+    invocation = Invocation(as_json="--json" in arguments, is_program=patience is not None)
     signals = _Signals(invocation, patience)
     with console.usable(), invocation.telemetry:
         try:

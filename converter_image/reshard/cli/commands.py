@@ -75,7 +75,10 @@ def cli(invocation: Invocation, debug: bool, log_level: str, log_format: LogForm
     invocation.debug = debug
     handler = console.LogHandler(log_level, log_format)
     invocation.telemetry.callback(handler.close)
-    if invocation.exports_traces:
+    if invocation.is_program:
+        from reshard.cli.heap import return_large_blocks
+
+        return_large_blocks()
         invocation.telemetry.enter_context(exported(handler))
 
 

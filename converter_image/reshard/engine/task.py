@@ -211,6 +211,11 @@ class Task:
         """Return the file size of several target ranks."""
         return {rank: self.file_size(rank) for rank in ranks}
 
+    def release(self) -> None:
+        """Release the memory of what ranks that are written share."""
+        self._last_pieces.clear()
+        self.known.clear()
+
     def path(self, rank: int) -> str:
         """Return the path of a target rank's file, relative to the target."""
         options, own = self.request.options, self.own_file(rank)

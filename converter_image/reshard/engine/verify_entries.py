@@ -86,6 +86,10 @@ class Known:
 
     def __init__(self) -> None:
         self._lock, self._reading = Lock(), Lock()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all entries."""
         self._seen: dict[bytes, Structure] = {}
         self._written = Entries((), attrgetter("name"))
         self._source: dict[int, Entries] = {}

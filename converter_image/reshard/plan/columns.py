@@ -64,8 +64,7 @@ class Tables:
     def __init__(self, inventory: Inventory, parameters: Iterable[Parameter]) -> None:
         self._structures = inventory.structures
         self._structure_of = {file.rank: file.structure for file in inventory.files}
-        names = dict.fromkeys(map(attrgetter("source_name"), parameters))
-        self._names = dict(zip(names, range(len(names)), strict=True))
+        self._names = {parameter.source_name: number for number, parameter in enumerate(parameters)}
         self._types: dict[tuple[str, tuple[int, ...]], int] = {}
         self._columns: dict[int, Columns] = {}
         self._lock = Lock()

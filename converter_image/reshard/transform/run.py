@@ -308,6 +308,7 @@ def _carry_out(
             content = content_of(records)
             bytes_written = sum(record.bytes_written for record in records)
             measured.measure(bytes_fetched=content.nbytes, requests=content.requests, bytes_written=bytes_written)
+        task.release()
         if not commit:
             return written, snapshot.manifest_for(task)
         target.check_lock()
