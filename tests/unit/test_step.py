@@ -368,3 +368,36 @@ def test_a_long_message_keeps_its_remedy(pods: Pods) -> None:
     failed = pods.run("plan", expect=66)
     assert failed["exitCode"] == 66
     assert failed["message"].isascii()
+
+
+def linked(pods: Pods, name: str, to: Path) -> None:
+    """Replace a file on the source's claim by a link to a copy of it."""
+    file = next(pods.made.source.glob(name))
+    to.parent.mkdir(parents=True, exist_ok=True)
+    file.rename(to)
+    file.symlink_to(to)
+
+
+@pytest.mark.parametrize("name", ["rank_0/*", "../source.ckpt"])
+def test_a_link_out_of_a_claim_is_refused(pods: Pods, tmp_path: Path, name: str) -> None:
+    linked(pods, name, tmp_path / "keys" / "key.ckpt")
+    failed = pods.run("plan", expect=65)
+    assert failed["reason"] == "LinkOutside"
+    assert "keys" not in failed["message"]
+
+
+def test_a_link_that_is_replaced_after_the_plan_is_refused(pods: Pods, tmp_path: Path) -> None:
+    pods.run("plan")
+    linked(pods, "rank_0/*", tmp_path / "keys" / "key.ckpt")
+    assert pods.run("ranks", expect=65, JOB_COMPLETION_INDEX="0")["reason"] == "LinkOutside"
+
+
+def test_a_link_within_a_claim_is_followed(pods: Pods) -> None:
+    linked(pods, "rank_0/*", pods.made.source.parent / "blobs" / "x.ckpt")
+    pods.run("plan")
+
+
+def test_a_target_behind_a_link_out_of_its_claim_is_refused(pods: Pods, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    pods.target.symlink_to(tmp_path / "elsewhere")
+    assert pods.run("plan", expect=65)["reason"] == "LinkOutside"

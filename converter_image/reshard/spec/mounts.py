@@ -145,7 +145,7 @@ def request_of_pod(spec: TransformSpec) -> Request:
     folders = {mount.role: mount.folder for mount in mounts(spec) if mount.folder.startswith((VOLUMES, KEYS))}
     credentials = {mount.role: mount.folder for mount in mounts(spec) if mount.folder.startswith(CREDENTIALS)}
     authorities = {m.role: f"{m.folder}/{m.volume.key}" for m in mounts(spec) if m.folder.startswith(CERTIFICATES)}
-    return _to_request(spec, folders, credentials, authorities)
+    return _to_request(spec, folders, credentials, authorities, confined=True)
 
 
 def _to_request(
@@ -153,7 +153,19 @@ def _to_request(
     folders: Mapping[str, str],
     credentials: Mapping[str, str | None],
     authorities: Mapping[str, str],
+    *,
+    confined: bool = False,
 ) -> Request:
+    """Return the request of a resource.
+
+    Args:
+        spec: spec of the resource.
+        folders: folder of each claim, ConfigMap and key, by role.
+        credentials: folder of the credentials of each bucket, by role.
+        authorities: file with the certificate authorities of each bucket, by role.
+        confined: whether links must stay in these folders. A pod also has keys, credentials, and mounts of the node: who can
+            write to a claim must not be able to copy them to the target by a link.
+    """
     source, target = spec.source, spec.target
     storages = _storages(spec)
     roots = dict(folders) | {role: f"s3://{storage.s3.bucket}" for role, storage in storages.items() if storage.s3 is not None}
@@ -162,6 +174,11 @@ def _to_request(
         for role, storage in storages.items()
         if storage.s3 is not None
     }
+    for role, folder in folders.items():
+        if role not in storage_options and role in ("source", "target"):
+            storage_options[role] = StorageOptions(io=spec.execution.io, inside=folder if confined else None)
+        elif confined and folder.startswith(VOLUMES):  # of a strategy; by default, it has the options of its side
+            storage_options[role] = StorageOptions(inside=folder)
     encryptions = {
         role: Encryption(Key(file=_join(folders[role], encryption.secret_key_ref.key)), encryption.mode)
         for role, encryption in _encryptions(spec).items()
@@ -205,8 +222,8 @@ def _to_request(
             overwrite=spec.overwrite,
         ),
         storage_options=RequestStorageOptions(
-            source=storage_options.get("source", StorageOptions(io=spec.execution.io)),
-            target=storage_options.get("target", StorageOptions(io=spec.execution.io)),
+            source=storage_options["source"],
+            target=storage_options["target"],
             source_strategy=storage_options.get("source-strategy"),
             target_strategy=storage_options.get("target-strategy"),
         ),

@@ -27,6 +27,7 @@ class StorageOptions(msgspec.Struct, frozen=True):
         checksums: checksum of uploads. "Auto": the strongest of CRC32, MD5 and none that the server accepts.
         io: access to large files on file systems. "Direct": past the page cache of the system. "Buffered": through
             it. "Auto": past it, if the file system supports this and the bytes are not in it.
+        inside: folder that all files are in, after symbolic links are followed. None: links may lead anywhere.
     """
 
     endpoint: str | None = None
@@ -37,6 +38,7 @@ class StorageOptions(msgspec.Struct, frozen=True):
     profile: str | None = None
     checksums: Checksums = "Auto"
     io: Io = "Auto"
+    inside: str | None = None
 
 
 class RequestStorageOptions(msgspec.Struct, frozen=True):

@@ -30,7 +30,7 @@ def open_store(url: str, storage_options: StorageOptions | None = None) -> Store
             from reshard.storage.s3 import S3Store  # noqa: PLC0415 - botocore takes a fifth of a second and 30 MB
 
         return S3Store(url, storage_options)
-    return LocalStore(url, storage_options.io)
+    return LocalStore(url, storage_options.io, storage_options.inside)
 
 
 def address_of(url: str) -> str:

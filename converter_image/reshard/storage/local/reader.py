@@ -32,16 +32,20 @@ class LocalReader:
         descriptor: open descriptor, or None if it is closed.
     """
 
-    __slots__ = ("_closed", "_direct", "_lock", "_meters", "changed", "descriptor", "name", "recently_read", "size", "version")
+    __slots__ = (
+        *("_closed", "_direct", "_inside", "_lock", "_meters"),
+        *("changed", "descriptor", "name", "recently_read", "size", "version"),
+    )
 
-    def __init__(self, path: str, meter: Meter, io: Io = "Auto") -> None:
+    def __init__(self, path: str, meter: Meter, io: Io = "Auto", inside: str | None = None) -> None:
         self.name = path
+        self._inside = inside
         self._meters: tuple[Meter, ...] = (meter,)
         self.recently_read = True  # or it would be the first to be closed
         self.descriptor: Descriptor | None = None
         self._closed = False
         self._lock = threading.Lock()
-        descriptor, found = _open(path)
+        descriptor, found = _open(path, inside)
         self.size = found.st_size
         self.version = version_of(found)
         self.changed = changed_of(found)
@@ -146,7 +150,7 @@ class LocalReader:
             if file is not None:  # another thread has opened it
                 return file
             try:
-                file, found = _open(self.name)
+                file, found = _open(self.name, self._inside)
             except MissingInputError as error:
                 raise self._changed("was deleted") from error
             if version_of(found) != self.version:
@@ -181,16 +185,35 @@ def version_of(found: os.stat_result) -> str:
     return f"{found.st_size}-{found.st_mtime_ns}"
 
 
-def _open(path: str) -> tuple[Descriptor, os.stat_result]:
+def refuse_outside(path: str, inside: str | None, name: str) -> None:
+    """Refuse a path without links that is not in a folder, see `StorageOptions.inside`. `name` is the path with links.
+
+    Raises:
+        DataError: the path leads out of the folder.
+    """
+    if inside is not None and path != inside and not path.startswith(f"{inside}/"):
+        raise DataError(
+            "LinkOutside",
+            "a symbolic link leads out of the volume",
+            where=name,
+            fix="replace the link by the file or folder itself, or use the claim that contains it",
+        )
+
+
+def _open(path: str, inside: str | None) -> tuple[Descriptor, os.stat_result]:
     """Open a regular file for reading.
 
     Raises:
         AccessError: reading is denied.
+        DataError: the file is outside of a folder, see `StorageOptions.inside`.
         MissingInputError: the file does not exist, or is not a regular file.
     """
     with failures(path):
         file = Descriptor(open_descriptor(path, os.O_RDONLY | os.O_NONBLOCK))  # a pipe would wait for its writer
         found = os.fstat(file.number)
+    if inside is not None:  # of the open file, because a link can be replaced at any time
+        with failures(path):
+            refuse_outside(os.readlink(f"/proc/self/fd/{file.number}"), inside, path)
     if not stat_bits.S_ISREG(found.st_mode):
         kind = "a folder" if stat_bits.S_ISDIR(found.st_mode) else "a pipe or device"
         raise MissingInputError("NotAFile", f"expected a file, found {kind}", where=path, fix="specify a file")

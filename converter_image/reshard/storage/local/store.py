@@ -16,7 +16,7 @@ from reshard.parallel import parallel
 from reshard.storage.local import exclusive, links
 from reshard.storage.local.failures import denied, failures
 from reshard.storage.local.filesystem import FileSystem
-from reshard.storage.local.reader import LocalReader, changed_of, version_of
+from reshard.storage.local.reader import LocalReader, changed_of, refuse_outside, version_of
 from reshard.storage.local.writer import LocalNewFile, LocalWriter
 from reshard.storage.protocol import Stat, WriteCost
 from reshard.storage.traffic import current_meter
@@ -34,10 +34,12 @@ class LocalStore:
     Args:
         root: path of the folder.
         io: see `StorageOptions.io`.
+        inside: see `StorageOptions.inside`.
     """
 
-    def __init__(self, root: str | os.PathLike[str], io: Io = "Auto") -> None:
+    def __init__(self, root: str | os.PathLike[str], io: Io = "Auto", inside: str | None = None) -> None:
         self.root = os.path.abspath(root)
+        self._inside = os.path.realpath(inside) if inside is not None else None
         self.url = self.root
         self.remote = False
         self.renames = True
@@ -112,7 +114,7 @@ class LocalStore:
 
     def open(self, path: str) -> LocalReader:
         """See `Store.open`."""
-        return LocalReader(self._at(path), self._meter, self._system.io)
+        return LocalReader(self._at(path), self._meter, self._system.io, self._inside)
 
     def read(self, path: str, limit: int) -> bytes:
         """See `Store.read`."""
@@ -236,6 +238,7 @@ class LocalStore:
     def check_writable(self) -> None:
         """See `Store.check_writable`."""
         folder = self._nearest()
+        refuse_outside(os.path.realpath(folder), self._inside, str(folder))
         if not folder.is_dir():
             raise OutputError(
                 "CannotCreate",
