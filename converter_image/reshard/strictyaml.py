@@ -1,4 +1,4 @@
-"""Parse YAML without aliases, merge keys and duplicate keys, because these multiply, hide or replace content."""
+"""Parse YAML of limited size without aliases, merge keys and duplicate keys, which multiply, hide or replace content."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import yaml
 from reshard.errors import UsageError
 
 _MOST_DEPTH = 64
+# More than the largest layout file or resource has. PyYAML takes almost 1 kB for each.
+_MOST_VALUES = 1 << 15
 # Limits for a key, and for a scalar that is not text. Longer scalars are not numbers or dates, but can take hours to parse.
 _LONGEST_KEY = 512
 _LONGEST_NUMBER = 64
@@ -20,7 +22,8 @@ def documents(text: str, where: str) -> list[Any]:
     """Return all documents of a text.
 
     Raises:
-        UsageError: the text is not YAML, is nested too deeply, or contains an alias, a merge key or a duplicate key.
+        UsageError: the text is not YAML, is nested too deeply, has too many values, or contains an alias, a merge key or a
+            duplicate key.
     """
     try:
         return list(yaml.load_all(text, _Loader))
@@ -29,7 +32,7 @@ def documents(text: str, where: str) -> list[Any]:
         what = f"{error.problem or error.context}"[:_LONGEST_PROBLEM] + line
         fix = "quote the text that starts with `*`" if error.context == "while scanning an alias" else "correct the YAML"
         raise UsageError("NotYaml", what, where=where, fix=fix) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # PyYAML's scanner raises ValueError for "\\U7fffffff"
         raise UsageError(
             "NotYaml", f"{error}"[:_LONGEST_PROBLEM].replace("\n", " "), where=where, fix="correct the YAML"
         ) from error
@@ -39,6 +42,7 @@ class _Loader(yaml.SafeLoader):
     """A loader that refuses these features. PyYAML calls its methods for each part of a document."""
 
     _depth = 0
+    _values = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML's stubs lack it
@@ -46,6 +50,9 @@ class _Loader(yaml.SafeLoader):
             raise _refused("aliases are not supported", event)
         if self._depth == _MOST_DEPTH:
             raise _refused(f"the document is nested more than {_MOST_DEPTH} levels deep", event)
+        self._values += 1
+        if self._values > _MOST_VALUES:
+            raise _refused(f"the document has more than {_MOST_VALUES} values", event)
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 CONTAINER = "reshard"
 # Pods at the end of a Job. While there are more, all of them are not listed.
 _FEW = 50
+# What a message that is not JSON, or is nested too deeply, raises.
+_UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeError)
 
 Object = dict[str, Any]
 
@@ -221,7 +223,7 @@ class Pod(Kept):
         code = int(ended.get("exitCode") or 0)
         try:
             return msgspec.json.decode(text, type=FailureMessage)
-        except msgspec.MsgspecError:
+        except _UNREADABLE:
             pass
         lines = [line for line in text.splitlines() if line.strip()]
         reason = str(ended.get("reason") or self.status.get("reason") or "Error")
@@ -237,7 +239,7 @@ def _logged(line: str) -> str:
     """Return the message of a log line, whatever its format."""
     try:
         return msgspec.json.decode(line, type=_LogLine).message
-    except msgspec.MsgspecError:
+    except _UNREADABLE:
         return line
 
 

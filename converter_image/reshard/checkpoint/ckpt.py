@@ -31,6 +31,8 @@ MAX_TENSORS = 1 << 20
 MAX_DIMENSIONS = 32
 _MAX_NAME_BYTES = 1 << 16
 _MAX_TYPE_BYTES = 64
+_MAX_FIELD = (1 << 29) - 1  # of protobuf
+_MAX_LENGTH = (1 << 63) - 1  # of a dimension, which is an int64
 # All of a message except its content.
 LONGEST_HEAD = 2 * _MAX_NAME_BYTES
 
@@ -309,6 +311,8 @@ class _Cursor:
 
     def skip(self, key: int) -> None:
         """Skip an unknown field."""
+        if not 0 < key >> 3 <= _MAX_FIELD:
+            raise _damaged(self.reader, f"the field before byte {self.position} has the invalid number {key >> 3}")
         match key & 7:
             case 0:
                 self.varint()
@@ -372,9 +376,7 @@ def _parse_tensor(cursor: _Cursor, end: int, name: str) -> tuple[str, tuple[int,
         if key == 0x08:
             dims.append(cursor.varint())
         elif key == 0x0A:
-            stop = cursor.varint() + cursor.position
-            while cursor.position < min(stop, end) and len(dims) <= MAX_DIMENSIONS:
-                dims.append(cursor.varint())
+            dims += _packed_dims(cursor, end, name)
         elif key == 0x12:
             dtype = cursor.text(_MAX_TYPE_BYTES, end)
         elif key == 0x1A:
@@ -388,6 +390,17 @@ def _parse_tensor(cursor: _Cursor, end: int, name: str) -> tuple[str, tuple[int,
         if len(dims) > MAX_DIMENSIONS:
             raise _damaged(reader, f"the tensor has more than {MAX_DIMENSIONS} dimensions", name=name)
     return _known_type(reader, dtype, name), tuple(dims), content
+
+
+def _packed_dims(cursor: _Cursor, end: int, name: str) -> list[int]:
+    """Return the dims in one field of a tensor that ends at byte `end` of the file, or one more than a tensor can have."""
+    dims: list[int] = []
+    stop = cursor.varint() + cursor.position
+    if stop > end:
+        raise _damaged(cursor.reader, f"the list of dimensions ends at byte {stop}, but the tensor ends at byte {end}", name=name)
+    while cursor.position < stop and len(dims) <= MAX_DIMENSIONS:
+        dims.append(cursor.varint())
+    return dims
 
 
 def _known_type(reader: RangeReader, dtype: str | None, name: str) -> str:
@@ -410,7 +423,7 @@ def _checked(entry: TensorEntry, reader: RangeReader) -> TensorEntry:
         shape = (nbytes // itemsize,)
     elif shape == (0,) and nbytes:
         shape = ()
-    if prod(shape) * itemsize != nbytes:
+    if prod(shape) * itemsize != nbytes or max(shape, default=0) > _MAX_LENGTH:
         raise DataError(
             "SizeMismatch",
             f"{entry.dtype}{list(shape)} requires {prod(shape) * itemsize} bytes, but the file contains {nbytes}",

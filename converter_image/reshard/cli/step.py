@@ -45,7 +45,7 @@ from reshard.spec.messages import (
 )
 from reshard.spec.mounts import request_of_pod
 from reshard.spec.ranks import Grouping, format_ranks, ranks_to_write
-from reshard.spec.resource import parse_spec
+from reshard.spec.resource import decode_spec
 from reshard.target.lock import STALE_SECONDS
 from reshard.target.parts import final_notes, is_whole
 from reshard.telemetry import log
@@ -247,11 +247,7 @@ def _spec() -> TransformSpec:
             where=str(folder),
             fix="delete the ConfigMap that the pod mounts there, and increase spec.execution.attempt",
         )
-    try:
-        document = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        raise UsageError("InvalidSpec", f"the spec is not JSON: {error}", where=str(folder), fix=_FOR_PODS) from error
-    return parse_spec(document, "the resource")
+    return decode_spec(text, "the resource")
 
 
 def _grouping() -> Grouping:

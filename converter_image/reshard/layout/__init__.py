@@ -68,7 +68,7 @@ class Layout:
         Raises:
             DataError: the layout contradicts itself.
         """
-        return _table(self)[0]
+        return _parts(self)
 
     @property
     def cells(self) -> tuple[tuple[int, ...], ...]:
@@ -77,7 +77,7 @@ class Layout:
         Raises:
             DataError: the layout contradicts itself.
         """
-        return _table(self)[1]
+        return _table(self)[0]
 
     @property
     def holders(self) -> dict[tuple[int, ...], tuple[int, ...]]:
@@ -86,7 +86,7 @@ class Layout:
         Raises:
             DataError: the layout contradicts itself.
         """
-        return _table(self)[2]
+        return _table(self)[1]
 
     def box(self, shape: tuple[int, ...], rank: int) -> Box:
         """Return the box of a tensor of the whole `shape` that `rank` (within the stage) holds.
@@ -96,7 +96,7 @@ class Layout:
         """
         if self.uneven:
             _check_dimensions(shape, self.ndim)
-            return _chunk(shape, self._axes, self.cells[rank])
+            return _chunk(shape, self.axes, self.cells[rank])
         return cell_box(shape, self.parts, self.cells[rank])
 
     def evened(self, shape: tuple[int, ...]) -> Layout | None:
@@ -109,7 +109,7 @@ class Layout:
         return even
 
     @property
-    def _axes(self) -> tuple[tuple[int, ...], ...]:
+    def axes(self) -> tuple[tuple[int, ...], ...]:
         """Lengths of the device axes that split each dimension, major first."""
         return tuple(tuple(self.device_matrix[-1 - axis] for axis in cuts) for cuts in self.tensor_map)
 
@@ -149,16 +149,42 @@ def cell_box(shape: tuple[int, ...], parts: tuple[int, ...], cell: tuple[int, ..
     return Box(tuple(c * n for c, n in zip(cell, lengths, strict=True)), lengths)
 
 
-_Table = tuple[tuple[int, ...], tuple[tuple[int, ...], ...], dict[tuple[int, ...], tuple[int, ...]]]
+@lru_cache(maxsize=4096)
+def _parts(layout: Layout) -> tuple[int, ...]:
+    """Return the parts of a layout. Cached, because few layouts are distinct."""
+    _check_axes(layout)
+    parts = [prod(counts) for counts in layout.axes]
+    if layout.shard_size and layout.shard_step:
+        group = _group(layout)
+        size = _shard_size(layout, len(group))
+        _check_shard(layout, group, size)
+        parts[0] *= size
+    return tuple(parts)
+
+
+def _group(layout: Layout) -> tuple[int, ...]:
+    """Return the ranks that hold the same slice as rank 0 before optimizer shards, in ascending order."""
+    matrix, used = layout.device_matrix, {len(layout.device_matrix) - 1 - axis for cuts in layout.tensor_map for axis in cuts}
+    strides = [prod(matrix[axis + 1 :]) for axis in range(len(matrix))]
+    free = (
+        range(0, n * stride, stride) for axis, (n, stride) in enumerate(zip(matrix, strides, strict=True)) if axis not in used
+    )
+    return tuple(map(sum, product(*free)))
+
+
+def _shard_size(layout: Layout, group: int) -> int:
+    return group if layout.shard_size == ALL_OF_GROUP else layout.shard_size
+
+
+_Table = tuple[tuple[tuple[int, ...], ...], dict[tuple[int, ...], tuple[int, ...]]]
 
 
 @lru_cache(maxsize=4096)
 def _table(layout: Layout) -> _Table:
-    """Return the parts, cells and holders of a layout. Cached, because few layouts are distinct."""
-    _check_axes(layout)
+    """Return the cells and holders of a layout. Cached, because few layouts are distinct."""
+    _ = layout.parts  # it checks the layout
     matrix, axes = layout.device_matrix, len(layout.device_matrix)
     dims = [[axes - 1 - t for t in cuts] for cuts in layout.tensor_map]
-    parts = [prod(matrix[a] for a in cuts) for cuts in dims]
     cells: list[tuple[int, ...]] = []
     for coordinate in product(*map(range, matrix)):
         cell = []
@@ -170,10 +196,7 @@ def _table(layout: Layout) -> _Table:
         cells.append(tuple(cell))
     holders = _invert(cells)
     if layout.shard_size and layout.shard_step:
-        group = holders[cells[0]]
-        size = len(group) if layout.shard_size == ALL_OF_GROUP else layout.shard_size
-        _check_shard(layout, group, size)
-        parts[0] *= size
+        size = _shard_size(layout, len(holders[cells[0]]))
         sharded = list(cells)
         for ranks in holders.values():
             for position, rank in enumerate(ranks):
@@ -181,7 +204,7 @@ def _table(layout: Layout) -> _Table:
                 sharded[rank] = (first * size + position % size, *rest)
         cells = sharded
         holders = _invert(cells)
-    return tuple(parts), tuple(cells), holders
+    return tuple(cells), holders
 
 
 def _invert(cells: list[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:

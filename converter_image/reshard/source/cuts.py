@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from reshard.plan import Model
 
 _MOST_STAGES = 1 << 16
+# Parameters in all stages together, in addition to one stage for each. Few are in several stages.
+_MOST_ENTRIES = 1 << 19
 _RESTORE = "restore the manifest, or move it to another folder and specify the strategy of the files"
 
 
@@ -49,7 +51,9 @@ def recorded_strategy(manifest: Manifest, where: str) -> Strategy | None:
     devices = prod(kinds[0].target.device_matrix)
     count, rest = divmod(manifest.target_ranks, max(devices, 1))
     layouts = {kind.target: layout_of(kind.target) for kind in kinds}
-    agree = all(layout.devices == devices for layout in layouts.values())
+    entries = sum(len(manifest.parameters.kinds[record.kind].target.stages) for record in manifest.parameters.records)
+    agree = entries <= _MOST_ENTRIES + len(manifest.parameters.records)
+    agree = agree and all(layout.devices == devices for layout in layouts.values())
     if rest or not (agree and 1 <= count <= _MOST_STAGES and {s for each in layouts for s in each.stages} <= set(range(count))):
         raise DataError(
             "ManifestInvalid",
@@ -62,9 +66,11 @@ def recorded_strategy(manifest: Manifest, where: str) -> Strategy | None:
     evened = {
         kind: (layout.evened(kind.shape) or layout) if (layout := layouts[kind.target]).uneven else layout for kind in kinds
     }
-    for record, kind in manifest.parameters:
-        for stage in kind.target.stages if kind in evened else ():
-            stages[stage][record.name] = evened[kind]
+    by_number = [evened.get(kind) for kind in manifest.parameters.kinds]  # comparing kinds takes long
+    for record in manifest.parameters.records:
+        if (found := by_number[record.kind]) is not None:
+            for stage in manifest.parameters.kinds[record.kind].target.stages:
+                stages[stage][record.name] = found
     return Strategy(stages, devices)
 
 

@@ -28,6 +28,8 @@ _SEPARATORS = "._-/:"  # ends of prefixes: without one, the prefix `m` would mak
 _MOST_AXES = 16
 # As `reshard.layout.MAX_DEVICES_PER_STAGE`, which this module cannot import.
 _MOST_RANKS = 1 << 20
+# As in `reshard.strictyaml`, for documents from other parsers.
+_MOST_LEVELS = 64
 
 AxisName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z][A-Za-z0-9_]{0,62}$")]
 Axes = AxisName | Annotated[tuple[AxisName, ...], msgspec.Meta(max_length=_MOST_AXES)]
@@ -320,15 +322,21 @@ def parse_layout(document: object, where: str) -> LayoutDocument:
     return found
 
 
-def with_text_keys(value: object) -> object:
+def with_text_keys(value: object, levels: int = _MOST_LEVELS) -> object:
     """Return a document with numbers as text where they are keys: YAML permits `shard: {0: tp}`, but JSON does not.
 
+    Args:
+        value: document.
+        levels: maximum depth of its nesting.
+
     Raises:
-        msgspec.ValidationError: two keys are equal as text.
+        msgspec.ValidationError: two keys are equal as text, or the document is nested more deeply.
     """
+    if isinstance(value, dict | list) and not levels:
+        raise msgspec.ValidationError(f"Expected at most {_MOST_LEVELS} levels of nesting")
     if isinstance(value, dict):
-        found = {str(key) if type(key) is int else key: with_text_keys(inner) for key, inner in value.items()}
+        found = {str(key) if type(key) is int else key: with_text_keys(inner, levels - 1) for key, inner in value.items()}
         if len(found) < len(value):
             raise msgspec.ValidationError(f"Expected different keys, got {', '.join(map(repr, value))}"[:200])
         return found
-    return [with_text_keys(inner) for inner in value] if isinstance(value, list) else value
+    return [with_text_keys(inner, levels - 1) for inner in value] if isinstance(value, list) else value

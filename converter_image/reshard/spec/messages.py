@@ -165,5 +165,5 @@ def decode_message(text: str, kind: type[M]) -> M:
                 f"the termination message has version {version}, but this operator reads version {MESSAGE_VERSION}"
             )
         return msgspec.json.decode(text, type=examined(kind))
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise UnreadableMessageError(f"the termination message is not a step result: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Self
 
 import msgspec
@@ -12,6 +13,8 @@ from reshard.errors import RequestError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# As in a layout. The list of them takes 36 MB, and can be the result of a few bytes in a manifest.
+MOST_RANKS = 1 << 20
 # More than any cluster has, so that no product of two numbers of a forged message is large.
 _Number = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 
@@ -20,10 +23,10 @@ def parse_ranks(text: str, total: int | None = None) -> tuple[int, ...]:
     """Parse ranks such as "0,2-5". Return them in ascending order without duplicates.
 
     Raises:
-        UsageError: the text is not a list of ranks.
+        UsageError: the text is not a list of ranks, or is a list of more than `MOST_RANKS`.
         RequestError: a rank is not less than `total`.
     """
-    ranks: set[int] = set()
+    ranges: list[tuple[int, int]] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,9})(?:-([0-9]{1,9}))?\s*", part)
         if match is None:
@@ -40,10 +43,13 @@ def parse_ranks(text: str, total: int | None = None) -> tuple[int, ...]:
                 where="ranks",
                 fix=f"use ranks below {total}",
             )
-        if last - first >= 1 << 24:
-            raise UsageError("InvalidRanks", f"the range {part.strip()!r} is too long", where="ranks", fix="use fewer ranks")
-        ranks.update(range(first, last + 1))
-    return tuple(sorted(ranks))
+        ranges.append((first, last + 1))
+    found: list[range] = []
+    for begin, end in sorted(ranges):
+        found.append(range(max(begin, found[-1].stop) if found else begin, max(end, found[-1].stop) if found else end))
+    if sum(map(len, found)) > MOST_RANKS:
+        raise UsageError("InvalidRanks", f"the list has more than {MOST_RANKS} ranks", where="ranks", fix="use fewer ranks")
+    return tuple(chain.from_iterable(found))
 
 
 def ranks_to_write(text: str | None, total: int) -> tuple[int, ...]:

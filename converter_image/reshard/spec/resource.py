@@ -190,6 +190,24 @@ def parse_resource(text: str, where: str) -> TransformSpec:
     return parse_spec(found[0].get("spec"), where)
 
 
+def decode_spec(content: bytes, where: str) -> TransformSpec:
+    """Parse the spec of a CheckpointTransform in JSON, as the pods of the operator get it.
+
+    Raises:
+        UsageError: the content is not JSON, or a field is invalid. The message names it.
+    """
+    try:
+        document = msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(
+            "InvalidSpec",
+            f"the spec is not JSON: {error}",
+            where=where,
+            fix="let the operator run this command: it configures the pod",
+        ) from error
+    return parse_spec(document, where)
+
+
 def parse_spec(document: object, where: str) -> TransformSpec:
     """Parse the spec of a CheckpointTransform.
 

@@ -64,6 +64,7 @@ _LONG = 0x80  # a byte from here on is followed by others of the same integer
 _NAME_TAG, _CONTENT_TAG = 1 << 3 | _DELIMITED, 2 << 3 | _DELIMITED  # in an item
 _MAX_ITEM_BYTES = 4 * MAX_NAME_LENGTH + MAX_RECORD_BYTES + 16
 _MAX_UNKNOWN_FIELDS = 1024
+_MAX_FIELD = (1 << 29) - 1  # of protobuf
 # The limit for communication group files: more than any cluster has ranks.
 _MAX_GROUPS = 1 << 20
 _MAX_RANKS_BYTES = 8 << 20
@@ -282,6 +283,8 @@ def _fields(content: bytes) -> Iterator[tuple[int, int, int, int]]:
             tag = content[at]
             tag, at = (tag, at + 1) if tag < _LONG else _varint(content, at)
             number, kind = tag >> 3, tag & 7
+            if not 0 < number <= _MAX_FIELD:
+                raise MalformedError(f"the file is damaged, or is not a strategy file: it has a field with the number {number}")
             start = at
             if kind == _DELIMITED:
                 length, start = content[at], at + 1
