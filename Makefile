@@ -9,8 +9,11 @@
 #   ROUNDS   maximum number of rounds of each case of `make bench` (9)
 #   MINUTES  time for all transforms of `make bench` on one machine (unlimited), or for the actions of `make soak` (5)
 #   SEED     seed of `make soak` (random)
-#   SECONDS  time of `make simulate` for each scenario (60)
+#   SECONDS  time of each scenario of `make simulate` (60), or of each parser of `make fuzz` (10)
 #   BOUND    maximum number of deviations of a schedule of `make simulate` (2)
+#   INPUTS   maximum number of inputs of each parser of `make fuzz` (unlimited)
+#   PARSERS  parsers for `make fuzz`: names in tests/fuzz/targets (all)
+#   CORPUS   folder that keeps the inputs of `make fuzz` for the next run (none)
 #   DIST     output folder of `make dist` (dist)
 #   VERSION  version for `make release`
 #   K8S      Kubernetes minor version for `make test` and `make cluster`: 1.34 or 1.37 (1.37)
@@ -135,6 +138,14 @@ $(VENV)/.docs: $(READY)
 .PHONY: docs-site
 docs-site: $(VENV)/.docs ## Build the documentation site in build/site; a broken link or anchor is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
+
+$(VENV)/.fuzz: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[fuzz]'
+	@touch $@
+
+.PHONY: fuzz
+fuzz: $(VENV)/.fuzz ## Fuzz all parsers; SECONDS=60 or INPUTS=1000000 for each, PARSERS="ckpt urls" selects some
+	@$(BIN)/python tests/fuzz --seconds '$(or $(SECONDS),10)' --inputs '$(or $(INPUTS),-1)' $(if $(CORPUS),--corpus '$(CORPUS)') $(PARSERS)
 
 .PHONY: bench
 ONE_MACHINE := $(if $(CASES),$(filter-out cluster,$(CASES)),all)

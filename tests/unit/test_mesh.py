@@ -104,6 +104,8 @@ def test_a_state_of_another_shape_needs_a_rule_of_its_own() -> None:
         ({"mesh": "pp=2,dp=1,tp=3"}, "LayoutDoesNotDivide", "length 16"),
         ({"pipeline": {"layer": "layers.*.", "layers": 3}}, "InvalidLayoutFile", "the stages have 2 layers"),
         ({"pipeline": {"layer": "layers.*.", "counts": [2, 1]}}, "RuleNotApplicable", "there are 3 layers"),
+        ({"pipeline": {"layer": "layers.*.", "counts": [2, 1 << 40]}}, "InvalidLayoutFile", "at most 65536 are supported"),
+        ({"pipeline": {"layer": "layers.*.", "layers": 4, "offset": [0, 1 << 40]}}, "InvalidLayoutFile", "at most 65536"),
         ({"pipeline": {"layer": "layers.*.", "counts": [2, 1, 1]}}, "InvalidLayoutFile", "of 3 are given"),
         ({"pipeline": None}, "LayerStageUnknown", "neither a layer in the name nor a rule"),
         ({"rules": [{"match": "*", "stage": 2}]}, "RuleNotApplicable", "stage 2 does not exist"),

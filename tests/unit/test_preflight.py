@@ -73,8 +73,8 @@ class CountingStore(LocalStore):
     opened: ClassVar[list[str]] = []
     listed: ClassVar[list[str]] = []
 
-    def __init__(self, root: str, io: Io) -> None:
-        super().__init__(root, io)
+    def __init__(self, root: str, io: Io, inside: str | None) -> None:
+        super().__init__(root, io, inside)
         self.opened.append(self.root)
 
     def list(self, path: str) -> list[Stat]:

@@ -6,7 +6,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from reshard.errors import UsageError
-from reshard.spec.layout import Pipeline
+from reshard.spec.layout import MOST_LAYERS, Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,10 @@ class LayerStages:
         counts = _counts(pipeline, stages)
         if len(counts) != stages:
             raise _invalid(f"the number of stages is {stages}, but the layers of {len(counts)} are given")
-        chunks = zip(*((count,) if isinstance(count, int) else count for count in counts), strict=True)
+        of_stages = [(count,) if isinstance(count, int) else count for count in counts]
+        if (total := sum(map(sum, of_stages))) > MOST_LAYERS:
+            raise _invalid(f"the stages have {total} layers; at most {MOST_LAYERS} are supported")
+        chunks = zip(*of_stages, strict=True)
         self._stages = tuple(chain.from_iterable([stage] * n for chunk in chunks for stage, n in enumerate(chunk)))
         if pipeline.layers not in (None, len(self._stages)):
             raise _invalid(f"the stages have {len(self._stages)} layers, but the model has {pipeline.layers}")

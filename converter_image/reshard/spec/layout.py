@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 API_VERSION: Final = "reshard.dev/layout-v1"
 PIPELINE_AXIS = "pp"
 MOST_RULES = 1024
+MOST_LAYERS = 1 << 16
 _MOST_PATTERNS = 4096
 _SEPARATORS = "._-/:"  # ends of prefixes: without one, the prefix `m` would make a state of each name that starts with it
 _MOST_AXES = 16
@@ -147,7 +148,7 @@ class Pipeline(Strict, frozen=True):
     """
 
     layer: Pattern
-    layers: Annotated[int, msgspec.Meta(ge=1, le=1 << 16)] | None = None
+    layers: Annotated[int, msgspec.Meta(ge=1, le=MOST_LAYERS)] | None = None
     offset: Literal[0] | Annotated[tuple[int, ...], msgspec.Meta(max_length=1024)] = 0
     counts: Annotated[tuple[LayerCounts, ...], msgspec.Meta(max_length=1024)] = ()
 

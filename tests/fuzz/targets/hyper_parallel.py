@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from fuzzing import DATA, Folder, files_of, run
+from inputs import DATA, Folder, files_of
 
 from reshard.formats.registry import source_format
 
 RECORDED = DATA.parent / "hyper_parallel"
 FILES = files_of(RECORDED / "common")
 FORMAT = source_format("hyper-parallel")
+SEEDS = RECORDED.glob("*/.*metadata")
 
 
 def read(content: bytes) -> None:
     FORMAT.read(Folder({**FILES, ".metadata": content}))
-
-
-if __name__ == "__main__":
-    run(read, RECORDED.glob("*/.*metadata"))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from fuzzing import DATA, Folder, files_of, run
+from inputs import DATA, Folder, files_of
 
 from reshard.formats.registry import source_format
 
 RECORDED = DATA.parent / "mindformers" / "iteration_00000010"
 FILES = files_of(RECORDED)
 FORMAT = source_format("mindformers")
+SEEDS = [RECORDED / "metadata.json"]
 
 
 def read(content: bytes) -> None:
     FORMAT.read(Folder({**FILES, "metadata.json": content}))
-
-
-if __name__ == "__main__":
-    run(read, [RECORDED / "metadata.json"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fuzzing import DATA, Reader, run
+from inputs import DATA, Reader
 
 from reshard.errors import ReshardError
 from reshard.formats.torch.items import Item, Templates, locate_items
@@ -24,6 +24,9 @@ def locate(content: bytes, starts: list[int], shape: tuple[int, ...]) -> list[Co
         return error.reason
 
 
+SEEDS = DATA.glob("items/*.distcp")
+
+
 def read(content: bytes) -> None:
     for shape in SHAPES:
         alone = locate(content, [0], shape)
@@ -34,7 +37,3 @@ def read(content: bytes) -> None:
             assert alone == after or isinstance(locate(FIRST, [0], shape), str), (alone, after)
         else:
             assert after[1] == alone[0]._replace(offset=len(FIRST) + alone[0].offset)
-
-
-if __name__ == "__main__":
-    run(read, DATA.glob("items/*.distcp"))

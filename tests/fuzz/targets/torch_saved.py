@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from fuzzing import DATA, Folder, run
+from inputs import DATA, Folder
 
 from reshard.formats.registry import source_format
 
 FORMAT = source_format("torch-save")
 FILE = (DATA / "files" / "types.pt").read_bytes()
 INDEX = b'{"metadata": {}, "weight_map": {"bool": "a.bin"}}'
+SEEDS = [INDEX, *DATA.glob("files/*.pt")]
 
 
 def read(content: bytes) -> None:
@@ -16,7 +17,3 @@ def read(content: bytes) -> None:
         FORMAT.read(Folder({"pytorch_model.bin.index.json": content, "a.bin": FILE}))
     else:
         FORMAT.read(Folder({"a.bin": content}))
-
-
-if __name__ == "__main__":
-    run(read, [INDEX, *DATA.glob("files/*.pt")])

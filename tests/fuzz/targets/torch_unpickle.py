@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from fuzzing import DATA, run
+from inputs import DATA
 
 from reshard.formats.torch.dcp import ALLOWED
 from reshard.formats.torch.unpickle import load
 
-if __name__ == "__main__":
-    run(lambda content: load(content, ALLOWED, "fuzz"), DATA.glob("*/.metadata"))
+SEEDS = DATA.glob("*/.metadata")
+
+
+def read(content: bytes) -> None:
+    load(content, ALLOWED, "fuzz")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from fuzzing import DATA, Reader, run
+from inputs import DATA, Reader
 
 from reshard.formats.torch.archive import locate, read_archive
+
+SEEDS = [*DATA.glob("files/*.pt"), *DATA.glob("items/*.distcp")]
 
 
 def read(content: bytes) -> None:
@@ -12,7 +14,3 @@ def read(content: bytes) -> None:
     found = read_archive(reader)
     for tensor in found.tensors:
         locate(reader, found, tensor.storage)
-
-
-if __name__ == "__main__":
-    run(read, [*DATA.glob("files/*.pt"), *DATA.glob("items/*.distcp")])

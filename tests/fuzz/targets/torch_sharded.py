@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 
-from fuzzing import Folder, run
+from inputs import Folder
 
 from reshard.formats.registry import source_format
 
@@ -21,10 +21,9 @@ def shard(row: int) -> bytes:
     return struct.pack("<Q", len(encoded)) + encoded + bytes(12)
 
 
+SEEDS = [shard(row) for row in (0, 1, 2)]
+
+
 def read(content: bytes) -> None:
     names = [f"shard-0000{i}-model-00001-of-00001.safetensors" for i in (1, 2)]
     FORMAT.read(Folder(dict(zip(names, (shard(0), content), strict=True))))
-
-
-if __name__ == "__main__":
-    run(read, [shard(row) for row in (0, 1, 2)])
