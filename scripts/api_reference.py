@@ -51,6 +51,8 @@ def _rows(schema: dict[str, Any], path: str) -> Iterator[str]:
             else f"`{str(default).lower() if isinstance(default, bool) else default}`"
         )
         yield f"| `{where}` | {what} | {shown} | {field.get('description', '')} |"
+        if name in {"affinity", "valueFrom"}:  # as in the Pod API
+            continue
         yield from _rows(field, where)
         yield from _rows(field.get("items", {}), f"{where}[]")
 

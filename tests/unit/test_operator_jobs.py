@@ -68,6 +68,20 @@ def test_the_pods_of_an_attempt_share_a_trace() -> None:
     assert names.count("TRACEPARENT") == names.count("OTEL_EXPORTER_OTLP_ENDPOINT") == 1
 
 
+def test_kubernetes_expands_no_text_of_a_spec() -> None:
+    """Kubernetes replaces $(NAME) in the arguments and variables of a container."""
+    text = "$(RESHARD_OWNER)"
+    claim = {"persistentVolumeClaim": {"claimName": "c", "path": text}}
+    spec = {
+        "source": {"storage": claim, "files": {"pattern": text}},
+        "target": {"storage": claim, "filePrefix": text, "onlyRanks": "0"},
+        "parameters": {"include": [text], "rename": [{"from": text, "to": "--help"}]},
+    }
+    for job in (jobs.plan_job(Transform.parse(resource(**spec)), CONFIG), ranks_job(**spec)):
+        assert pod_of(job)["containers"][0]["args"] in (["step", "plan"], ["step", "ranks"])
+        assert "$(" not in json.dumps(pod_of(job))
+
+
 def test_the_last_line_of_a_log_gives_the_reason_of_a_failed_pod() -> None:
     for line in ("no space", '{"level": "ERROR", "message": "no space"}'):
         ended = {"exitCode": 1, "message": f"Traceback\n{line}\n"}

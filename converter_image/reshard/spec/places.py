@@ -18,7 +18,7 @@ KEYS = "/keys"
 SPEC = "/spec"
 
 RelativePath = Annotated[str, msgspec.Meta(max_length=1024)]
-_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
+_Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=253)]
 _Key = Annotated[str, msgspec.Meta(pattern=r"^(?!\.{1,2}$)[-._a-zA-Z0-9]+$", max_length=253)]
 
 
