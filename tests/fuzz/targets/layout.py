@@ -10,7 +10,7 @@ from reshard.mesh.file import is_layout, parse
 from reshard.mesh.resolve import resolve
 from reshard.mesh.sharding import Whole
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "layouts"
+EXAMPLES = Path(__file__).parents[3] / "examples" / "layouts"
 TENSORS = {name: Whole("Float32", shape) for name, shape in SHAPES.items()}
 SEEDS = [LAYOUT.encode(), *EXAMPLES.glob("*.yaml")]
 

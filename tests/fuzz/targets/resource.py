@@ -8,7 +8,7 @@ from reshard.errors import ReshardError
 from reshard.spec.mounts import request_of_pod
 from reshard.spec.resource import parse_rename_rules, parse_resource
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 SEEDS = [*EXAMPLES.glob("*.yaml"), *EXAMPLES.glob("renames/*.yaml")]
 
 
