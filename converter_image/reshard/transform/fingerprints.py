@@ -25,9 +25,10 @@ def expected_fingerprints(task: Task) -> dict[str, str]:
     """Return the fingerprints that parameters of the target must have, by name, as far as a manifest of the source states them.
 
     Parameters that are cast or padded have others in the target. Slices that are copied from the rank with the same number, and
-    parameters whose copies may differ, have none.
+    parameters whose copies may differ, have none. If the request selects files, they may have changed since the manifest.
     """
-    if task.source.stat(MANIFEST_NAME) is None:
+    options = task.request.options
+    if options.files is not None or options.step is not None or task.source.stat(MANIFEST_NAME) is None:
         return {}
     manifest = read_manifest(task.source, {MANIFEST_NAME})
     if manifest is None or not {file.path for file in task.model.inventory.files} <= {file.path for file in manifest.files}:
