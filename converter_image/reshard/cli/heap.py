@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 
 # See mallopt(3).
-_MMAP_THRESHOLD = -3
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGE_BYTES = 1 << 20
+# Free memory that remains at the end of the heap. With glibc's default of 128 KiB, arrays would get new memory again and again.
+_KEPT_BYTES = 8 << 20
 
 
 def return_large_blocks() -> None:
@@ -18,3 +20,4 @@ def return_large_blocks() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc has it, other C libraries do not
         libc.mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
+        libc.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
