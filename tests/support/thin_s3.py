@@ -45,6 +45,12 @@ class Stored:
     content: bytes
     etag: str
     modified: datetime
+    marks: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What an answer states of the object."""
+        return {"ETag": self.etag, **self.marks}
 
 
 @dataclass
@@ -55,6 +61,7 @@ class ThinServer:
         endpoint: its URL.
         objects: its objects by (bucket, key). A key may be the beginning of others, as in AWS, where file systems have a folder.
         uploads: unfinished multipart uploads by ID, as (bucket, key, parts).
+        marks: the metadata of uploads, as headers.
         refuse: says which requests are answered with a status and a code instead.
         refusal_headers: the headers of these answers.
         alter: changes the headers of an answer; "" removes one. Returns its body.
@@ -69,6 +76,7 @@ class ThinServer:
     endpoint: str = ""
     objects: dict[tuple[str, str], Stored] = field(default_factory=dict)
     uploads: dict[str, tuple[str, str, dict[int, bytes]]] = field(default_factory=dict)
+    marks: dict[str, dict[str, str]] = field(default_factory=dict)
     refuse: Callable[[Request], Refusal | None] = lambda _: None
     refusal_headers: dict[str, str] = field(default_factory=dict)
     alter: Callable[[Request, dict[str, str], bytes], bytes] = lambda _, __, body: body
@@ -116,10 +124,10 @@ class ThinServer:
             return _refused(404, "NoSuchKey")
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("range", ""))
         if wanted is None:
-            return 200, {"ETag": found.etag}, found.content
+            return 200, found.headers, found.content
         content = found.content[int(wanted[1]) : int(wanted[2]) + 1]
         end = int(wanted[1]) + len(content) - 1
-        return 206, {"ETag": found.etag, "Content-Range": f"bytes {wanted[1]}-{end}/{len(found.content)}"}, content
+        return 206, {**found.headers, "Content-Range": f"bytes {wanted[1]}-{end}/{len(found.content)}"}, content
 
     def _list(self, request: Request) -> tuple[int, dict[str, str], bytes]:
         prefix, most = request.query.get("prefix", ""), int(request.query.get("max-keys", self.longest_listing))
@@ -174,6 +182,7 @@ class ThinServer:
         if not upload:
             upload = f"upload-{len(self.requests)}"
             self.uploads[upload] = (bucket, key, {})
+            self.marks[upload] = {name: value for name, value in request.headers.items() if name.startswith("x-amz-meta-")}
             return 200, {}, f"<R><UploadId>{upload}</UploadId></R>".encode()
         if upload not in self.uploads:
             return _refused(404, "NoSuchUpload")
@@ -184,8 +193,9 @@ class ThinServer:
         del self.uploads[upload]
         if request.method == "DELETE":
             return 204, {}, b""
-        etag = self.put(bucket, key, b"".join(parts[number] for number in sorted(parts))).etag
-        return 200, {}, f"<R><ETag>{escape(etag)}</ETag></R>".encode()
+        made = self.put(bucket, key, b"".join(parts[number] for number in sorted(parts)))
+        made.marks = self.marks.pop(upload)
+        return 200, {}, f"<R><ETag>{escape(made.etag)}</ETag></R>".encode()
 
 
 def _precondition(request: Request, there: Stored | None) -> Refusal | None:

@@ -92,7 +92,8 @@ def test_a_server_counts_the_same(
     client.client_of.cache_clear()
     assert bool(plan.done) == (fault is not None)
     unseen = found.requests + found.other_requests - len(plan.objects)
-    assert 0 <= unseen <= (plan.done if fault == "reset" else 0)  # a reset connection can lose the request after it
+    # A connection that was reset, or closed within a body, can lose the request after it.
+    assert 0 <= unseen <= (plan.done if fault in ("reset", "truncate") else 0)
     fetched, sent = found.bytes_fetched + found.other_bytes_fetched, sum(plan.objects)
     if fault in ("reset", "truncate"):  # what was sent last may be lost
         assert sent / 2 < fetched <= sent
