@@ -48,13 +48,15 @@ HEADERS_AHEAD_BYTES = 8 << 20
 _BATCH_BYTES = 8 << 20
 _BATCHES = 3
 _TILES_BYTES = 64 << 20
-_LARGEST_TILE = TILE_BYTES
+_LARGEST_TILE = PART_BYTES
+_LARGEST_REMOTE_TILE = TILE_BYTES
 _SMALLEST_TILE = 256 << 10
 _PASS_UPLOAD_BYTES = 128 << 20
 # The tensors and shards in the plans of all its files, each of which takes at most _BYTES_PER_COPY.
 _PASS_TENSORS = 1 << 16
-# Threads in addition to the workers: those that write local files, and those that write equal files.
-_PASS_WRITES = 2
+# Threads in addition to the workers: those that write local files, which wait for the disk, and those that write equal files.
+_PASS_WRITES = 4
+_EQUAL_WRITES = 2
 _LOCAL_READERS = 2
 _LOCAL_REQUEST = 1 << 20
 # Shorter contiguous reads cost more than the copy in memory that a pass takes: as system calls, or as requests.
@@ -153,6 +155,7 @@ def pass_limits(source: ReadStore, target: Store, size: int, *, encrypts: bool) 
 
 def pass_budget(files: int, workers: int, source: ReadStore, target: Store) -> PassBudget:
     """Return the budget of a pass that writes this number of different files."""
+    largest = _LARGEST_REMOTE_TILE if target.remote else _LARGEST_TILE
     return PassBudget(
         batch=_AHEAD_BYTES // WINDOWS if source.remote else _BATCH_BYTES,
         batches=WINDOWS if source.remote else _BATCHES,
@@ -160,10 +163,9 @@ def pass_budget(files: int, workers: int, source: ReadStore, target: Store) -> P
         longest=longest_request(_AHEAD_BYTES) if source.remote else _LOCAL_REQUEST,
         grouped=0 if source.remote else _LOCAL_REQUEST,
         fetchers=_AHEAD_BYTES // longest_request(_AHEAD_BYTES) if source.remote else _LOCAL_READERS,
-        # Threads that write to a disk wait for it.
         workers=workers if target.remote else workers + _PASS_WRITES,
-        equal=_PASS_WRITES,
-        tile=max(_SMALLEST_TILE, min(_LARGEST_TILE, _TILES_BYTES // files)),
+        equal=_EQUAL_WRITES,
+        tile=max(_SMALLEST_TILE, min(largest, _TILES_BYTES // files // ALIGNMENT * ALIGNMENT)),
         upload=_PASS_UPLOAD_BYTES // files,
     )
 
