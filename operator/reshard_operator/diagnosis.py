@@ -27,7 +27,7 @@ _UNSCHEDULABLE = "Unschedulable"
 
 def waiting_for(seen: Seen, job: Job, phase: Phase) -> State | None:
     """Return the state that describes why the pods of a Job do not run, or None if they run."""
-    pods = seen.pods_of(job)
+    pods = sorted(seen.pods_of(job), key=lambda pod: not pod.lost)  # a lost node explains why others wait, not the reverse
     for pod in pods:
         if (found := _why(seen, pod)) is not None:
             reason, message, stuck = found

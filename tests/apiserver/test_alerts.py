@@ -41,7 +41,9 @@ FIRES: dict[str, tuple[dict[str, str], int, int, dict[str, str]]] = {
         {
             'process_resident_memory_bytes{instance="a"}': "150000000x9 210000000x30",
             'process_resident_memory_bytes{instance="another program"}': "900000000x40",
+            'process_resident_memory_bytes{instance="standby"}': "900000000x40",
             'reshard_leading{instance="a"}': "1x40",
+            'reshard_leading{instance="standby"}': "0x40",
         },
         23,
         26,

@@ -109,12 +109,14 @@ def test_a_right_that_is_missing_is_waited_for(stage: Stage) -> None:
     (rule,) = (rule for rule in role.rules if "jobs" in rule.resources and "create" in rule.verbs)
     rule.verbs.remove("create")
     roles.patch_cluster_role(role.metadata.name, {"rules": stage.api.sanitize_for_serialization(role.rules)})
-    stage.create("denied", stage.spec())
-    stage.wait("denied", lambda _: stage.ready("denied").get("reason") == "JobDenied", _PATIENCE)
-    assert "cannot create resource" in stage.ready("denied")["message"]
-    assert stage.status("denied")["phase"] == "Planning"
-    rule.verbs.append("create")
-    roles.patch_cluster_role(role.metadata.name, {"rules": stage.api.sanitize_for_serialization(role.rules)})
+    try:
+        stage.create("denied", stage.spec())
+        stage.wait("denied", lambda _: stage.ready("denied").get("reason") == "JobDenied", _PATIENCE)
+        assert "cannot create resource" in stage.ready("denied")["message"]
+        assert stage.status("denied")["phase"] == "Planning"
+    finally:  # later tests need the right
+        rule.verbs.append("create")
+        roles.patch_cluster_role(role.metadata.name, {"rules": stage.api.sanitize_for_serialization(role.rules)})
     completes(stage, "denied")
 
 

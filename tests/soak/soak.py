@@ -205,7 +205,7 @@ class Soak:
         return True
 
     def _rotate(self) -> bool:
-        """Replace the bucket's keys, and delete the old ones a while later."""
+        """Replace the bucket's keys, and delete the old ones."""
         old, self.user = self.user, f"user-{self.counts['rotate']}"
         self.server.administer("create-user", "--access", self.user, "--secret", f"{self.user}-secret", "--role", "admin")
         self.write_keys(f"{self.user}-secret")
@@ -231,6 +231,7 @@ class Soak:
         statuses = self._resources()
         for case in self.cases:
             if case.complete:
+                self._compare(case)
                 continue
             status = statuses.get(case.name, {})
             phase = status.get("phase") if status.get("attempt", 1) == case.attempt else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,7 +40,9 @@ def usage() -> Usage:
         LookupError: it does not run.
     """
     for process in Path("/proc").glob("[0-9]*"):
-        if b"reshard_operator" in (process / "cmdline").read_bytes():
+        with suppress(OSError):  # it has ended meanwhile
+            if b"reshard_operator" not in (process / "cmdline").read_bytes():
+                continue
             lines = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
             now, highest = (int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
             return Usage(now, highest, len(list((process / "fd").iterdir())), int(lines["Threads"]))

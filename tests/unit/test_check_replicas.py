@@ -47,3 +47,8 @@ def test_all_copies_that_differ_are_listed(made: disk.Checkpoint, target: Path, 
     assert "source rank 1 " in found["b"]["values"]
     assert "source rank 4" in found["b"]["values"]
     assert found["step"]["values"].count("source rank") == 2
+    assert check(capsys, target, "--strategy", str(made.target_strategy), "--parameter", "w")[0] == 0
+    assert (
+        "different: copies of 1 parameter\n"
+        in check(capsys, target, "--strategy", str(made.target_strategy), "--parameter", "b")[1]
+    )

@@ -142,3 +142,23 @@ def test_memory_does_not_grow_with_the_parameters(tmp_path: Path, capsys: pytest
 
 def test_errors_name_the_checkpoint(made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
     assert str(tmp_path / "none") in refused(66, "SourceMissing", "diff", str(tmp_path / "none"), str(made.source))
+
+
+def test_names_that_no_checkpoint_has_are_refused(
+    made: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = written(made, tmp_path / "a")
+    for more in ((), ("--read",)):
+        assert main(["diff", str(target), str(target), "--parameter", "typo*", *more]) == 66
+        assert "ParameterMissing" in capsys.readouterr().err
+
+
+def test_a_missing_strategy_is_missed_by_the_option_of_diff(
+    made: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = written(made, tmp_path / "a")
+    assert main(["diff", str(target), str(made.source)]) == 78
+    said = capsys.readouterr().err
+    assert str(made.source) in said
+    assert "--strategy-b" in said
+    assert "--source-strategy" not in said

@@ -102,6 +102,8 @@ def test_a_lost_node_is_found_although_another_of_its_pods_has_not_started(serve
     runs["status"] = {"phase": "Running", "conditions": [{"type": "Ready", "status": "False"}]}
     runs["status"]["containerStatuses"] = [{"name": "reshard", "state": {"running": {}}}]
     scheduled = {"type": "PodScheduled", "status": "True"}
+    waits["status"] = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False"}]}
+    assert reason(server) == "NodeLost"  # which may be why nothing else can be scheduled
     waits["status"] = {"phase": "Pending", "conditions": [scheduled]}
     assert reason(server) == "NodeLost"
     runs["status"]["phase"] = "Succeeded"

@@ -13,6 +13,8 @@ from reshard.transform.diff import diff_checkpoints
 from reshard.transform.replicas import differing_replicas
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from reshard.progress import Cancellation
     from reshard.transform.consistency import Mismatch
     from reshard.transform.diff import DiffResult, ParameterDifference, Side
@@ -23,14 +25,13 @@ _TEXTS = {"OnlyInA": "only in A", "OnlyInB": "only in B", "Type": "type", "Shape
 
 def compare(a: str, b: str, cancellation: Cancellation, *, as_json: bool, every: bool, **arguments: Any) -> bool:
     """Compare two checkpoints, and print the result. Return whether they differ."""
-    patterns = [NamePattern(pattern) for pattern in arguments["parameters"]]
     with console.progress() as progress:
         result = diff_checkpoints(
             a,
             b,
             strategy_a=arguments["strategy_a"],
             strategy_b=arguments["strategy_b"],
-            wanted=lambda name: not patterns or any(pattern.matches(name) for pattern in patterns),
+            wanted=_wanted(arguments["parameters"]),
             read=arguments["read"],
             storage_options=storage_options_of(arguments),
             decryption=encryption_of(arguments, "decryption"),
@@ -52,6 +53,7 @@ def check_replicas(
     with console.progress() as progress:
         found = differing_replicas(
             path,
+            parameters=arguments["parameters"],
             strategy=strategy,
             step=step,
             files=files,
@@ -63,12 +65,22 @@ def check_replicas(
     if arguments["as_json"]:
         console.out_json({"differing": [asdict(each) for each in found]})
     elif found:
-        console.out(f"different: copies of {len(found):,} parameters")
+        console.out(f"different: copies of {_count(len(found))}")
         console.out()
         console.table([("parameter", "left"), ("first", "left"), ("values", "left")], (_mismatch(each) for each in found))
     else:
         console.out("equal: all copies of each parameter")
     return bool(found)
+
+
+def _wanted(given: Sequence[str]) -> Callable[[str], bool]:
+    """Return whether to compare a parameter, by its name. Without patterns, all are compared."""
+    patterns = [NamePattern(pattern) for pattern in given]
+    return lambda name: not patterns or any(pattern.matches(name) for pattern in patterns)
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters:,} parameter{'s' if parameters != 1 else ''}"
 
 
 def _mismatch(found: Mismatch) -> tuple[str, str, str]:
@@ -77,14 +89,14 @@ def _mismatch(found: Mismatch) -> tuple[str, str, str]:
 
 def _show(result: DiffResult, *, every: bool) -> None:
     found = result.differences
-    if result.bytes_compared:
-        how = f"{size(result.bytes_compared)} of each compared in {result.seconds:.2f} s"
-    else:
-        how = "by the fingerprints in their manifests"
+    hows = [f"{size(result.bytes_compared)} of each compared in {result.seconds:.2f} s"] if result.bytes_compared else []
+    if result.by_fingerprint:
+        hows.append(f"{result.by_fingerprint:,} by the fingerprints in their manifests")
+    how = "".join(f"; {each}" for each in hows)
     if not found:
-        console.out(f"equal: {result.equal:,} parameters, {how}")
+        console.out(f"equal: {_count(result.equal)}{how}")
         return
-    console.out(f"different: {len(found):,} parameters; equal: {result.equal:,}; {how}")
+    console.out(f"different: {_count(len(found))}; equal: {result.equal:,}{how}")
     shown = found if every else found[:_SHOWN]
     columns = [
         ("parameter", "left"),

@@ -13,6 +13,7 @@ from reshard.engine.execute import fill
 from reshard.engine.gather import Gatherer
 from reshard.engine.memory import TILE_BYTES, default_workers
 from reshard.engine.moves import Content
+from reshard.errors import MissingInputError, ReshardError
 from reshard.layout.box import Box, strides
 from reshard.parallel import parallel
 from reshard.plan import prove
@@ -196,6 +197,7 @@ def diff_checkpoints(  # noqa: PLR0913 - one for each option
         known = [_stated(url, options) for url in (a, b)]
         if not read and all(found and all(each.fingerprint for each in found.values()) for found in known):
             before, after = ({name: each for name, each in found.items() if wanted(name)} for found in known)
+            _check_wanted(before, after, f"{a}, {b}")
             differences, same, unknown = _compare(before, after, read=False)
             assert not unknown  # noqa: S101 - all of them have fingerprints
             return DiffResult(a, b, same, _common(before, after), 0, tuple(differences), measured.seconds)
@@ -211,6 +213,7 @@ def diff_checkpoints(  # noqa: PLR0913 - one for each option
                 {name: each for name, each in side.stated(stated).items() if wanted(name)}
                 for side, stated in zip(sides, known, strict=True)
             )
+            _check_wanted(before, after, f"{a}, {b}")
             differences, same, unknown = _compare(before, after, read=read)
             total = sum(sides[0].plan.parameters[sides[0].numbers[name]].nbytes for name in unknown)
             progress.begin("Comparing", total, "bytes")
@@ -251,13 +254,34 @@ def _task(
         source=url,
         target="",
         source_strategy=strategy,
-        options=Options(output="Index", source_only="Keep", verification="None"),
+        options=Options(output="Index", source_only="Keep", verification="None", allow_inconsistent=("*",)),
         storage_options=stores,
         decryption=decryption,
     )
     inputs = Inputs(request, cancellation)
-    task = prepare(inputs, progress, workers=default_workers(), single=True)
+    try:
+        task = prepare(inputs, progress, workers=default_workers(), single=True)
+    except ReshardError as error:  # whose remedy may be an option of a transform
+        if "--source-strategy" not in (error.fix or ""):
+            raise
+        fix = "use the files of all ranks, and specify their strategy (--strategy-a, --strategy-b)"
+        raise type(error)(error.reason, error.what, where=url, fix=fix) from error
     return replace(task, source=cancellable(task.source, cancellation))
+
+
+def _check_wanted(before: Mapping[str, _Stated], after: Mapping[str, _Stated], where: str) -> None:
+    """Check that there is something to compare.
+
+    Raises:
+        MissingInputError: neither checkpoint has a wanted parameter.
+    """
+    if not before and not after:
+        raise MissingInputError(
+            "ParameterMissing",
+            "no parameter of these names is in either checkpoint",
+            where=where,
+            fix="use names that `reshard inspect` lists",
+        )
 
 
 def _common(before: Mapping[str, _Stated], after: Mapping[str, _Stated]) -> int:

@@ -16,6 +16,8 @@ from reshard.transform.prepare import prepare
 from reshard.transform.shards import check_shards
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from reshard.progress import Cancellation, Progress
     from reshard.spec.keys import Encryption
     from reshard.spec.storage_options import StorageOptions
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 def differing_replicas(  # noqa: PLR0913 - one for each option
     url: str,
     *,
+    parameters: Sequence[str] = (),
     strategy: str | None = None,
     step: int | None = None,
     files: str | None = None,
@@ -37,6 +40,7 @@ def differing_replicas(  # noqa: PLR0913 - one for each option
 
     Args:
         url: checkpoint: folder, or s3://bucket/prefix.
+        parameters: patterns of names. None means all parameters.
         strategy: strategy file, folder of strategy files, or layout file. None means the layouts in the manifest.
         step: training step to read. None means the newest step that every rank has.
         files: glob pattern of the files to read.
@@ -54,6 +58,7 @@ def differing_replicas(  # noqa: PLR0913 - one for each option
     # Every difference is accepted at first, so that all of them can be listed.
     options = Options(
         output="Index",
+        include=tuple(parameters),
         step=step,
         files=files,
         source_only="Keep",

@@ -10,7 +10,18 @@ _TREES = Path("/sys/fs/cgroup")
 def make(name: str) -> None:
     """Create a group of this name in each place where the kubelet looks for it."""
     for tree in _trees():
-        (tree / name).mkdir(parents=True, exist_ok=True)
+        group = tree
+        for part in Path(name.strip("/")).parts:
+            _pass_on(group)
+            group /= part
+            group.mkdir(exist_ok=True)
+
+
+def _pass_on(group: Path) -> None:
+    """Let the subgroups of a group of version 2 have its controllers. The kubelet refuses a group without them."""
+    with suppress(OSError):  # version 1 has no such files
+        controllers = (group / "cgroup.controllers").read_text().split()
+        (group / "cgroup.subtree_control").write_text(" ".join(f"+{controller}" for controller in controllers))
 
 
 def remove(name: str) -> bool:
