@@ -241,11 +241,12 @@ class Cluster:
             if any(Pod(item).waits_since(_usual_start(now, current)) for item in waiting):
                 # A pod that waits does not show that its node is lost, but one that runs there does.
                 waiting += await self._list(place, labels, "status.phase=Running", _PAGE)
-            elif not waiting and not job.runs:
-                waiting = await self._list(place, labels, "status.phase=Running", _PAGE)
+            elif not job.runs:
+                running = await self._list(place, labels, "status.phase=Running", _PAGE)
                 # Pods on a lost node are not ready either, but their containers run: no report, however often all pods are read.
-                if job.ends and all(Pod(item).succeeded for item in waiting):
+                if job.ends and not waiting and all(Pod(item).succeeded for item in running):
                     pods += await self._committing(place, labels, job)
+                waiting += running
             pods += map(Pod, waiting)
         if not job.complete and (job.status.get("failed") or job.failed is not None):
             pods += map(Pod, await self._list(place, labels, "status.phase=Failed", _MOST_FAILED))
