@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tracemalloc
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,18 @@ def test_manifests_with_fingerprints_are_enough(
     code, found = diff(capsys, first, second)
     assert (code, found["equal"], found["by_fingerprint"], found["bytes_compared"]) == (0, 4, 4, 0)
     assert main(["diff", str(first), str(second), "--read"]) == 66
+
+
+@pytest.mark.parametrize("read", [(), ("--read",)])
+@pytest.mark.parametrize("field", ["dtype", "fingerprint"])
+def test_a_manifest_that_has_changed_is_refused(
+    made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], field: str, read: tuple[str, ...]
+) -> None:
+    first, second = written(made, tmp_path / "a"), written(made, tmp_path / "b")
+    manifest = second / "reshard-manifest.json"
+    changed = re.sub(rf'("{field}": ")[^"]+', rf"\g<1>{'Int8' if field == 'dtype' else '0' * 16}", manifest.read_text(), count=1)
+    manifest.write_text(changed)
+    refused(65, "ContentChanged", "diff", str(first), str(second), *read)
 
 
 def test_different_parameters_are_found_by_fingerprints_and_by_reading(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from math import prod
 
 import numpy as np
@@ -121,6 +122,32 @@ def test_many_large_tensors_and_scattered_boxes_take_several_blocks() -> None:
         masked = np.zeros_like(content)
         masked[box.slices()] = content[box.slices()]
         assert of(content, box) == defined(masked.tobytes(), shape, 4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "box"),
+    [
+        ((1 << 21, 1024), Box((5, 7), ((1 << 21) - 9, 1))),
+        ((2, 1 << 20, 1024), Box((0, 3, 7), (2, (1 << 20) - 9, 1))),
+        ((1 << 20, 512, 2), Box((5, 7, 1), ((1 << 20) - 9, 1, 1))),
+    ],
+)
+def test_long_narrow_boxes_take_little_memory(shape: Shape, box: Box) -> None:
+    content = np.random.default_rng(1).integers(0, 256, box.shape, np.uint8)
+    calculation = Fingerprints()
+    tracemalloc.start()
+    found = calculation.of_box(memoryview(content).cast("B"), shape, box, 1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 << 20
+    axis = int(np.argmax(box.shape))
+    total = 0
+    for at in range(0, box.shape[axis], 30_011):
+        here = slice(at, min(at + 30_011, box.shape[axis]))
+        part = np.ascontiguousarray(content[(slice(None),) * axis + (here,)])
+        start = (*box.start[:axis], box.start[axis] + at, *box.start[axis + 1 :])
+        total += calculation.of_box(memoryview(part).cast("B"), shape, Box(start, part.shape), 1)
+    assert found == total & _MASK
 
 
 def test_ignores_the_alignment_of_the_memory() -> None:

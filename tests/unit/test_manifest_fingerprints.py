@@ -15,12 +15,15 @@ import rawfiles
 from effort import examples
 from hypothesis import assume, given
 
+from reshard.checkpoint.manifest import ParameterTable
 from reshard.cli import main
 from reshard.engine.fingerprints import FileFingerprints
 from reshard.engine.gather import Gatherer
 from reshard.layout.box import Box
 from reshard.layout.fingerprint import Fingerprints
+from reshard.storage import open_store
 from reshard.target.fingerprints import Conflict, FingerprintSums, SliceFingerprints, text_of
+from reshard.target.folder import TargetFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,33 +144,83 @@ def test_a_wrong_move_is_found_without_verification(
 
     monkeypatch.setattr(Gatherer, "read", read)
     arguments = ("transform", "--source", str(target), "--target", str(tmp_path / "next"), "--verification", "none")
-    assert " w " in refused(70, "FingerprintsDiffer", *arguments)
+    assert " w " in refused(65, "FingerprintsDiffer", *arguments)
     assert not (tmp_path / "next" / "reshard-manifest.json").exists()
 
 
-def test_a_source_with_another_fingerprint_is_refused(
+def test_a_source_whose_manifest_has_changed_is_refused_before_anything_is_written(
     made: disk.Checkpoint, target: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     assert disk.run(made, target, "--format", "safetensors") == 0
     manifest = target / "reshard-manifest.json"
     manifest.write_text(manifest.read_text().replace(expected(made.model)["m"], "0" * 16))
-    refused(70, "FingerprintsDiffer", "transform", "--source", str(target), "--target", str(tmp_path / "next"))
+    refused(65, "ContentChanged", "transform", "--source", str(target), "--target", str(tmp_path / "next"))
+    assert not [path for path in (tmp_path / "next").rglob("*") if path.suffix in {".safetensors", ".ckpt"}]
+
+
+def test_names_of_several_tensors_are_not_compared(made: disk.Checkpoint, target: Path, tmp_path: Path) -> None:
+    assert disk.run(made, target) == 0
+    folder = TargetFolder(open_store(str(target)), None)
+    manifest = folder.manifest()
+    assert manifest is not None
+    table = manifest.parameters
+    wrong = tuple(msgspec.structs.replace(record, fingerprint="0" * 16) for record in table.records)
+    folder.write_manifest(msgspec.structs.replace(manifest, parameters=ParameterTable(table.kinds, table.records + wrong)))
+    assert further(target, tmp_path / "next") == 0
+    assert stated(tmp_path / "next") == expected(made.model)
+
+
+@pytest.fixture
+def other_copies(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let these target ranks get other elements of all parameters, as their fingerprints show."""
+    usual = FileFingerprints.records
+
+    def change(*ranks: int) -> None:
+        def records(self: FileFingerprints) -> tuple[SliceFingerprints, ...]:
+            found = usual(self)
+            if self._plan.rank not in ranks:
+                return found
+            return tuple(msgspec.structs.replace(each, sums=bytes(len(each.sums))) for each in found)
+
+        monkeypatch.setattr(FileFingerprints, "records", records)
+
+    return change
 
 
 def test_ranks_with_different_copies_of_a_slice_are_refused(
-    made: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+    made: disk.Checkpoint, target: Path, other_copies: Callable[..., None], refused: Callable[..., str]
 ) -> None:
-    usual = FileFingerprints.records
-
-    def records(self: FileFingerprints) -> tuple[SliceFingerprints, ...]:
-        found = usual(self)
-        if self._plan.rank != 5:
-            return found
-        return tuple(msgspec.structs.replace(each, sums=bytes(len(each.sums))) for each in found)
-
-    monkeypatch.setattr(FileFingerprints, "records", records)
+    other_copies(5)
     arguments = made.arguments(target, "--workers", "1")
     assert "target ranks" in refused(65, "ReplicasDiffer", *arguments)
+
+
+def test_ranks_that_are_added_with_different_copies_are_refused(
+    made: disk.Checkpoint, target: Path, other_copies: Callable[..., None], refused: Callable[..., str]
+) -> None:
+    assert disk.run(made, target, "--only-ranks", "0") == 0
+    manifest = (target / "reshard-manifest.json").read_bytes()
+    other_copies(1, 2, 3, 4, 5)
+    assert "target ranks 0 and 1-5 got" in refused(65, "ReplicasDiffer", *made.arguments(target, "--workers", "1"))
+    assert (target / "reshard-manifest.json").read_bytes() == manifest
+
+
+@pytest.mark.parametrize("changed", [(5,), (1, 2, 3, 4, 5)])
+def test_added_ranks_with_different_copies_that_are_accepted_have_none(
+    made: disk.Checkpoint, target: Path, other_copies: Callable[..., None], changed: tuple[int, ...]
+) -> None:
+    assert disk.run(made, target, "--only-ranks", "0", "--allow-inconsistent", "*") == 0
+    assert stated(target)["step"] == expected(made.model)["step"]
+    other_copies(*changed)
+    assert disk.run(made, target, "--allow-inconsistent", "*") == 0
+    assert stated(target)["step"] is None
+
+
+def test_a_file_that_is_written_again_changes_none(made: disk.Checkpoint, target: Path) -> None:
+    assert disk.run(made, target) == 0
+    disk.rank_file(target, 3).unlink()
+    assert disk.run(made, target) == 0
+    assert stated(target) == expected(made.model)
 
 
 def test_ranks_that_are_written_later_complete_them(made: disk.Checkpoint, target: Path) -> None:

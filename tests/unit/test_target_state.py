@@ -147,6 +147,42 @@ def test_undescribed_files_are_never_changed(made: disk.Checkpoint, target: Path
     assert [path.name for path in target.iterdir()] == ["rank_0"]
 
 
+def test_a_replacement_keeps_a_document_that_the_unfinished_transform_has_not_written(
+    made: disk.Checkpoint, target: Path
+) -> None:
+    whole = ["transform", "--source", str(made.source), "--source-strategy", str(made.source_strategy), "--target", str(target)]
+    assert main([*whole, "--output", "unified", "--no-commit"]) == 0
+    (target / "param_name_map.json").write_text("mine")
+    assert disk.run(made, target, "--overwrite") == 0
+    assert (target / "param_name_map.json").read_text() == "mine"
+
+
+def test_a_replacement_deletes_a_document_that_an_interrupted_commit_has_written(
+    made: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    whole = ["transform", "--source", str(made.source), "--source-strategy", str(made.source_strategy), "--target", str(target)]
+    with monkeypatch.context() as patched:
+        patched.setattr(TargetFolder, "write_manifest", interrupted)
+        assert main([*whole, "--output", "unified"]) != 0
+    assert (target / "param_name_map.json").exists()
+    assert disk.run(made, target, "--overwrite") == 0
+    assert not (target / "param_name_map.json").exists()
+
+
+def test_a_started_task_with_its_documents_reads_no_manifest_of_the_source(
+    made: disk.Checkpoint, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert disk.run(made, target) == 0
+    further = ["transform", "--source", str(target), "--target", str(tmp_path / "next"), "--no-commit", "--only-ranks", "0"]
+    assert main([*further, "--target-strategy", str(made.source_strategy)]) == 0
+    monkeypatch.setattr("reshard.transform.start.expected_fingerprints", None)
+    further[-1] = "1"
+    assert main([*further, "--target-strategy", str(made.source_strategy)]) == 0
+
+
 def test_a_damaged_file_is_written_again_with_overwrite(made: disk.Checkpoint, target: Path) -> None:
     assert run(made, target) == 0
     content = bytearray(rank_file(target, 2).read_bytes())

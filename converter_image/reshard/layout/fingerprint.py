@@ -33,6 +33,7 @@ CHUNK_BYTES = 32 << 10
 _WORD = 8
 _SCRATCH_WORDS = 32 << 10  # words that are copied to be aligned, as few as fit into the CPU cache
 _SCATTERED_BYTES = 256 << 10
+_ROWS_AT_ONCE = 32 << 10  # each takes about 32 bytes for the number and weight of its chunk
 
 
 def odd(numbers: Words, seed: int) -> Words:
@@ -102,7 +103,10 @@ class Fingerprints:
         if not box.size:
             return total
         partial = box.shape[first + 1 :] != shape[first + 1 :]
-        for part, content in _pieces(contents, box, first, inner) if partial else [(box, contents)]:
+        axes, most = first, _ROWS_AT_ONCE
+        if partial:  # the elements along dimension `first` are completed with zeros
+            axes, most = first + 1, min(most, _SCATTERED_BYTES // (inner * len(contents)))
+        for part, content in _pieces(contents, box, axes, most):
             offset, length = (part.start[first] * inner, part.shape[first] * inner) if first < len(shape) else (0, itemsize)
             if partial:
                 content = _scattered(content, part, shape, first, itemsize)  # noqa: PLW2901 - the same elements with zeros between
@@ -177,10 +181,10 @@ def _of_chunks(numbers: Words) -> Words:
     return odd(numbers, OF_CHUNKS)
 
 
-def _pieces(contents: Bytes, box: Box, first: int, inner: int) -> Iterator[tuple[Box, Bytes]]:
-    """Yield the parts of a box that do not need more than `_SCATTERED_BYTES` if their rows are completed with zeros."""
-    lengths = box.shape[: first + 1]
-    if prod(lengths) * inner * len(contents) <= _SCATTERED_BYTES or max(lengths) == 1:
+def _pieces(contents: Bytes, box: Box, axes: int, most: int) -> Iterator[tuple[Box, Bytes]]:
+    """Yield parts of a box that have at most `most` positions along its first dimensions, whose number is `axes`, or one."""
+    lengths = box.shape[:axes]
+    if prod(lengths) <= max(1, most):
         yield box, contents
         return
     axis = next(i for i, length in enumerate(lengths) if length > 1)
@@ -191,7 +195,7 @@ def _pieces(contents: Bytes, box: Box, first: int, inner: int) -> Iterator[tuple
             (*box.shape[:axis], end - start, *box.shape[axis + 1 :]),
         )
         some = elements[(slice(None), *(slice(None),) * axis, slice(start, end))].reshape(len(contents), -1)
-        yield from _pieces(some, half, first, inner)
+        yield from _pieces(some, half, axes, most)
 
 
 def _scattered(content: Bytes, box: Box, shape: Shape, first: int, itemsize: int) -> Bytes:

@@ -14,6 +14,7 @@ reshard-manifest.json          written last: the checkpoint is complete if it ex
     <transform>/draft.json      the manifest without the files
     <transform>/stage.json      the manifest of a finished stage. The last stage completes the checkpoint
     <transform>/commit.json     the ranks of a commit of staged files that has started
+    <transform>/documents.json  exists when the commit has started to write the documents of the checkpoint
     <transform>/replaced.json   the retired manifest of the checkpoint that is being replaced
     <transform>/records/rank_<r> the record of a finished rank
     <transform>/staging/...     finished files that replace others, until the commit
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from reshard.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, STATE, FileRecord, Loss, Manifest, decode, encode
-from reshard.errors import MissingInputError
+from reshard.errors import DataError, MissingInputError
 from reshard.formats.registry import document_names
 from reshard.parallel import parallel
 from reshard.storage.cancellable import CancellableReader
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.inventory import CarriedFile
     from reshard.spec.storage_options import Link
-    from reshard.storage.protocol import NewFile, Stat, Store, Writer
+    from reshard.storage.protocol import NewFile, ReadStore, Stat, Store, Writer
 
 LOCK = f"{STATE}/lock"
 _LARGEST_DOCUMENT = 4 << 30
@@ -65,6 +66,22 @@ def _with_checksum(content: bytes) -> bytes:
     """Return a manifest with the digest of itself as its last field."""
     start = content.removesuffix(b"\n}\n")
     return start + _CHECKSUM + str(ContentDigest(content)).encode() + b'"\n}\n'
+
+
+def check_manifest(store: ReadStore, *, fix: str) -> None:
+    """Check that the manifest of a checkpoint has the checksum that it was written with.
+
+    Args:
+        store: folder of the checkpoint.
+        fix: remedy in the error.
+
+    Raises:
+        DataError: the manifest has changed.
+    """
+    content = store.read(MANIFEST_NAME, _LARGEST_DOCUMENT)
+    start, _, _ = content.rpartition(_CHECKSUM)
+    if content != _with_checksum(start + b"\n}\n"):
+        raise DataError("ContentChanged", f"the content of {MANIFEST_NAME} has changed", where=store.url, fix=fix)
 
 
 class _Commit(msgspec.Struct, frozen=True):
@@ -167,12 +184,6 @@ class TargetFolder:
         finally:
             writer.abort()
 
-    def is_manifest_unchanged(self) -> bool:
-        """Return whether the manifest has the checksum that it was written with."""
-        content = self.store.read(MANIFEST_NAME, _LARGEST_DOCUMENT)
-        start, _, _ = content.rpartition(_CHECKSUM)
-        return content == _with_checksum(start + b"\n}\n")
-
     def task(self, digest: str) -> TaskState:
         """Return the state of one task."""
         return TaskState(self, f"{STATE}/{digest[:16]}")
@@ -207,7 +218,9 @@ class TargetFolder:
         return found
 
     def _written(self, task: TaskRecord) -> set[str]:
-        return {*(record.path for record in self.task(task.digest).records(None).values()), *document_names(task.request)}
+        state = self.task(task.digest)
+        documents = document_names(task.request) if state.has_begun_documents() else ()
+        return {*(record.path for record in state.records(None).values()), *documents}
 
     def _listed(self, manifest: Manifest | None) -> set[str]:
         return {*(each.path for each in manifest.listed), *document_names(manifest.options)} if manifest is not None else set()
@@ -276,15 +289,25 @@ class TaskState:
         store.write(f"{self.folder}/draft.json", encode(draft), mode=self.target.mode)
         store.write(f"{self.folder}/task.json", encode(task), mode=self.target.mode)
 
-    def restore(self, index: bytes, draft: Manifest, carried: Mapping[str, bytes]) -> None:
-        """Restore the missing documents of a started task, and add the number of stages, which was unknown before."""
+    def restore(self, index: bytes, draft: Callable[[], Manifest], carried: Mapping[str, bytes], *, stage: bool) -> None:
+        """Restore the missing documents of a started task, and add the number of stages, which was unknown before.
+
+        Args:
+            index: index of the source.
+            draft: function that returns the manifest without files. It reads the manifest of the source.
+            carried: files for the commit to write, by their paths.
+            stage: whether the task writes a stage.
+        """
         store = self.target.store
         self._keep(carried)
         if store.stat(f"{self.folder}/inventory.json") is None:
             store.write(f"{self.folder}/inventory.json", index, mode=self.target.mode)
-        known = self._document("draft.json", Manifest, _LARGEST_DOCUMENT) if draft.stages else None
-        if store.stat(f"{self.folder}/draft.json") is None or (known is not None and known.stages != draft.stages):
-            store.write(f"{self.folder}/draft.json", encode(draft), mode=self.target.mode)
+        missing = store.stat(f"{self.folder}/draft.json") is None
+        if not (missing or stage):
+            return
+        known, new = None if missing else self.draft(), draft()
+        if known is None or known.stages != new.stages:
+            store.write(f"{self.folder}/draft.json", encode(new), mode=self.target.mode)
 
     def finish_stage(self, manifest: Manifest) -> None:
         """Record that all ranks of a stage are finished."""
@@ -302,6 +325,14 @@ class TaskState:
         """Return the ranks of a commit that has started, or None if no commit has started."""
         found = self._document("commit.json", _Commit, _LARGEST_RECORD)
         return found.ranks if found is not None else None
+
+    def begin_documents(self) -> None:
+        """Record that the documents of the checkpoint start to be written. From here on, they belong to the task."""
+        self.target.store.write(f"{self.folder}/documents.json", b"{}\n", mode=self.target.mode)
+
+    def has_begun_documents(self) -> bool:
+        """Return whether the documents of the checkpoint have started to be written."""
+        return self.target.store.stat(f"{self.folder}/documents.json") is not None
 
     def index(self) -> bytes:
         """Return the index that was passed to `begin`."""

@@ -80,8 +80,7 @@ def commit_task(
         unfinished tasks.
 
     Raises:
-        BugError: a parameter differs from the source.
-        DataError: files of several ranks contain different copies of a slice.
+        DataError: files of several ranks contain different copies of a slice, or a parameter differs from the source.
         MissingInputError: a rank is not finished; or the stage was the last one, and all stages together lack a parameter.
         RequestError: only some ranks would replace a checkpoint.
     """
@@ -100,7 +99,7 @@ def commit_task(
     files = tuple(records[rank] for rank in ranks)
     extended = snapshot.manifest_for(document)
     parameters = _with_losses(target, document, extended, draft, files, cancellation)
-    parameters = with_fingerprints(parameters, fingerprints, draft, extended)
+    parameters = with_fingerprints(parameters, fingerprints, draft, files, extended)
     manifest = msgspec.structs.replace(
         draft, ranks=format_ranks(ranks), files=files, parameters=parameters, key_check=document.key_check
     )
@@ -188,6 +187,8 @@ def _complete(
     maps = documents_of(manifest)
     kept = {*(record.path for record in manifest.listed), *maps}
     state.take_away(sorted(target.replaced_files(snapshot, document.digest) - kept), prune=True)
+    if maps:
+        state.begin_documents()
     for file in manifest.carried:
         target.publish(file.path, state.carried(file), state.folder)
     for name, text in maps.items():

@@ -21,7 +21,7 @@ from reshard.progress import Cancellation, Silent
 from reshard.source.files import open_source
 from reshard.spec.request import Options, Request
 from reshard.spec.storage_options import RequestStorageOptions
-from reshard.target.folder import TargetFolder
+from reshard.target.folder import TargetFolder, check_manifest
 from reshard.telemetry import operation, phase
 from reshard.transform.inputs import Inputs, cancellable
 from reshard.transform.prepare import prepare
@@ -234,6 +234,7 @@ def _stated(url: str, storage_options: StorageOptions | None) -> dict[str, _Stat
     manifest = TargetFolder(store, None).manifest() if chosen is None else None
     if manifest is None or manifest.index is not None:
         return {}
+    check_manifest(store, fix="restore the file, or write the checkpoint again")
     found: dict[str, _Stated] = {}
     for record, kind in manifest.parameters:
         fingerprint = None if record.name in found else record.fingerprint

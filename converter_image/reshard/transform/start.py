@@ -46,7 +46,7 @@ def start(task: Task, target: TargetFolder, cancellation: Cancellation) -> tuple
         document = msgspec.structs.replace(document, versions=task.versions)
         state.refresh(document, encode_index(task), _draft(task), task.carried)
     elif document is not None:
-        state.restore(encode_index(task), _draft(task), task.carried)
+        state.restore(encode_index(task), lambda: _draft(task), task.carried, stage=task.stage is not None)
     else:
         replaces, renames = replaces_other(task, target, snapshot), target.store.renames
         document = TaskRecord(

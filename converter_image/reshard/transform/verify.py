@@ -19,7 +19,7 @@ from reshard.storage import open_store
 from reshard.storage.cancellable import CancellableReader
 from reshard.storage.digest import is_version, matches, sample_of
 from reshard.storage.traffic import Meter
-from reshard.target.folder import TargetFolder
+from reshard.target.folder import TargetFolder, check_manifest
 from reshard.target.parts import listed_ranks
 from reshard.telemetry import durations, operation, phase
 from reshard.transform.documents import changed_documents, check_exists, expected_documents
@@ -121,13 +121,7 @@ def verify_checkpoint(
         files = _verify_files(
             target.store, manifest, documents, workers or default_workers(), progress, cancellation or Cancellation()
         )
-        if not target.is_manifest_unchanged():
-            raise DataError(
-                "ContentChanged",
-                f"the content of {MANIFEST_NAME} has changed",
-                where=target.store.url,
-                fix="restore the file, or run the same transform again with --overwrite",
-            )
+        check_manifest(target.store, fix="restore the file, or run the same transform again with --overwrite")
         measured.measure(bytes_fetched=sum(file.bytes_fetched for file in files), requests=sum(file.requests for file in files))
         return VerifyResult(manifest, measured.seconds, files, durations())
 
