@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import disk
 import pytest
+import thin_s3
 from botocore.exceptions import EndpointConnectionError
 from botocore.httpsession import URLLib3Session
 
@@ -21,8 +23,6 @@ from reshard.storage.s3 import parts, retries
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    import thin_s3
 
     from reshard.storage.protocol import Store
 
@@ -185,6 +185,25 @@ def test_a_request_that_fails_for_good_is_given_up(server: thin_s3.ThinServer, p
         store.list("")
     assert len(server.requests) == 8
     assert len(pauses) == 7
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "longest"),
+    [(429, "ServerBusy", 1.0), (503, "ServerBusy", 1.0), (408, "RequestFailed", 0.05), (500, "RequestFailed", 0.05)],
+)
+def test_a_status_without_a_body_is_enough_to_repeat_a_request(
+    server: thin_s3.ThinServer, pauses: list[float], monkeypatch: pytest.MonkeyPatch, status: int, reason: str, longest: float
+) -> None:
+    """Proxies and gateways answer without the XML of S3."""
+    monkeypatch.setattr(random, "uniform", lambda _, most: most)
+    monkeypatch.setattr(thin_s3, "_refused", lambda status, _: (status, {}, b""))
+    store = open_store("s3://bucket/a")
+    server.refuse = lambda _: (status, "")
+    for request in (lambda: store.list(""), lambda: store.stat("x")):
+        pauses.clear()
+        with pytest.raises(StorageError, match=reason):
+            request()
+        assert (len(pauses), pauses[0]) == (7, longest)
 
 
 def test_a_request_that_succeeds_is_no_place_to_be_cancelled(server: thin_s3.ThinServer) -> None:

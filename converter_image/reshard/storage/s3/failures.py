@@ -70,7 +70,10 @@ _REFUSED = {
 }
 _REGION = "set AWS_REGION, or `region` of the profile (s3.region of the storage in a CheckpointTransform)"
 _CA_BUNDLE = "set AWS_CA_BUNDLE, or `ca_bundle` of the profile (s3.caBundleRef of the storage in a CheckpointTransform)"
-BUSY = {"SlowDown", "ServiceUnavailable", "503", "RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequests"}
+BUSY = {
+    *("429", "503", "RequestLimitExceeded", "ServiceUnavailable", "SlowDown"),
+    *("Throttling", "ThrottlingException", "TooManyRequests"),
+}
 MISSING = {"NoSuchKey", "404", "NotFound"}
 PRECONDITION_FAILED = {"PreconditionFailed", "412"}
 # Requests that read one version of an object, and name it.

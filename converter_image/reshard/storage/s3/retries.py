@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# The pauses between so many tries take about half a minute; then an error is raised, and the whole transform may be retried.
+# The pauses between so many tries take about half a minute if the server is busy, and a few seconds otherwise. Then an error is
+# raised, and the whole transform may be retried.
 TRIES = 8
-_PASSING_STATUSES = {500, 502, 503, 504}
+_PASSING_STATUSES = {408, 429, 500, 502, 503, 504}
 # The server received too few or other bytes than were sent, or received them too slowly.
 _PASSING_CODES = {
     *BUSY,
