@@ -75,7 +75,14 @@ class LocalStore:
                 return found
             path = parent
 
-    def _at(self, path: str) -> str:
+    def _at(self, path: str, *, follow: bool = False) -> str:
+        """Return the path of a file or folder, and refuse one that links lead out of the folder `inside`.
+
+        Args:
+            path: path in the store.
+            follow: whether the last name may be a link that the caller follows. Otherwise, the caller creates, renames or deletes
+                this name itself, or only reads its attributes.
+        """
         if ".." in path.split("/") or path.startswith("/"):  # whatever path a malicious document contains
             raise DataError(
                 "UnsafePath",
@@ -83,11 +90,14 @@ class LocalStore:
                 where=self.root,
                 fix="restore the file that contains this path",
             )
-        return os.path.join(self.root, path) if path else self.root
+        full = os.path.join(self.root, path) if path else self.root
+        if self._inside is not None:
+            refuse_outside(os.path.realpath(full if follow or not path else os.path.dirname(full)), self._inside, full)
+        return full
 
     def list(self, path: str) -> list[Stat]:
         """See `Store.list`."""
-        folder = self._at(path)
+        folder = self._at(path, follow=True)
         try:
             with failures(folder), os.scandir(folder) as entries:
                 return sorted((_stat(e.name, e.stat()) for e in entries if _exists(e)), key=lambda s: s.name)
@@ -158,7 +168,7 @@ class LocalStore:
 
     def swap(self, path: str, content: bytes, version: str, *, mode: int | None) -> bool:
         """See `Store.swap`."""
-        full = self._at(path)
+        full = self._at(path, follow=True)
         with failures(full, writing=True):
             return exclusive.replace_exclusively(full, content, version, mode, self._system)
 
@@ -173,7 +183,7 @@ class LocalStore:
 
     def can_link(self, folder: str, how: Link) -> bool:
         """See `Store.can_link`."""
-        full = self._at(folder)
+        full = self._at(folder, follow=True)
         with failures(full, writing=True):
             return links.can_link(full, how, self._system)
 
@@ -183,7 +193,7 @@ class LocalStore:
         with failures(target, writing=True):
             for folder in (os.path.dirname(target), os.path.dirname(new)):
                 self._system.make_folder(folder, mode)
-            links.create_link(self._at(path), new, how, mode, self._system)
+            links.create_link(self._at(path, follow=True), new, how, mode, self._system)
         self._system.note(links.NOTES[how])
         return LocalNewFile(target, new, temporary, self._system)
 
@@ -206,18 +216,19 @@ class LocalStore:
                 os.rmdir(self._at(folder))
 
     def _delete_through(self, folder: str, path: str) -> None:
-        full, aside = self._at(path), f"{self._at(folder)}/{os.urandom(6).hex()}.old"
+        full, through = self._at(path), self._at(folder, follow=True)
+        aside = f"{through}/{os.urandom(6).hex()}.old"
         with failures(full, writing=True):
             try:
                 os.rename(full, aside)
             except FileNotFoundError:
-                os.stat(self._at(folder))  # an error if the folder does not exist
+                os.stat(through)  # an error if the folder does not exist
                 return
             os.unlink(aside)
 
     def touch(self, path: str) -> None:
         """See `Store.touch`."""
-        full = self._at(path)
+        full = self._at(path, follow=True)
         with failures(full, writing=True):
             exclusive.refresh(full)
 
