@@ -72,8 +72,10 @@ def kind(field: dict[str, Any]) -> str:
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"] if value)
     limits = [f"{name} {field[key]}" for key, name in (("minimum", "at least"), ("maximum", "at most")) if key in field]
-    if "x-kubernetes-int-or-string" in field:  # a number, or the only word that the pattern allows
-        return ", ".join(["integer", *limits, f"or `{field['pattern'].strip('^$')}`"])
+    if "x-kubernetes-int-or-string" in field:  # a number, or a word that the pattern allows
+        return ", ".join(
+            ["integer", *limits, "or " + ", ".join(f"`{word}`" for word in field["pattern"].strip("^$()").split("|"))]
+        )
     if "type" not in field:
         return "any"
     types = [field["type"]] if isinstance(field["type"], str) else field["type"]

@@ -242,6 +242,8 @@ LAYOUT = {
     "rules": [
         {"match": ["*.wq", "*.wk"], "shard": {"0": "tp"}, "order": ["tp", "dp"], "stage": 0},
         {"match": "norm*", "shard": {"0": ["dp", "tp"]}, "stage": "last", "zero": {"axes": "dp"}},
+        {"match": "e*", "stage": "all", "zero": {"axes": ["dp", "tp"], "dim": 1}},
+        {"match": "f*", "stage": 1, "zero": {"threshold": 1, "size": 2}},
         {"match": "*", "stage": "all", "zero": False},
     ],
     "pipeline": {"layer": "layers.*.", "layers": 4, "offset": [1, -1]},

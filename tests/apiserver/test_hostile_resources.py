@@ -40,6 +40,28 @@ def nested(levels: int) -> Any:
     return json.loads('{"a":' * levels + "1" + "}" * levels)
 
 
+PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
+TERM = {"topologyKey": "zone"}
+LAYOUT = {"apiVersion": "reshard.dev/layout-v1", "mesh": "dp=2", "rules": [{"match": "*"}]}
+NESTED: dict[str, Any] = {
+    "alias": {"aliases": {"a": nested(100)}},
+    "list of aliases": {"aliases": {"a": [nested(100)]}},
+    "pattern": {"rules": [{"match": nested(100)}]},
+    "list of patterns": {"rules": [{"match": [nested(100)]}]},
+    "axes": {"rules": [{"match": "*", "shard": {"0": nested(100)}}]},
+    "order": {"rules": [{"match": "*", "order": [[["dp"]]]}]},
+    "stage": {"rules": [{"match": "*", "stage": nested(100)}]},
+    "zero": {"rules": [{"match": "*", "zero": nested(100)}]},
+    "zero in a list": {"rules": [{"match": "*", "zero": [nested(100)]}]},
+    "field of zero": {"rules": [{"match": "*", "zero": {"axes": "dp", "other": nested(100)}}]},
+    "axes of zero": {"rules": [{"match": "*", "zero": {"axes": nested(100)}}]},
+    "axes of zero of all rules": {"zero": {"axes": nested(100)}},
+    "offset": {"pipeline": {"layer": "l.*", "layers": 1, "offset": [nested(100)]}},
+    "counts": {"pipeline": {"layer": "l.*", "counts": [[nested(100)]]}},
+    "experts": {"derive": {"sourceMesh": "dp=2", "experts": nested(100)}},
+    "replicated axes": {"derive": {"sourceMesh": "dp=2", "replicated": nested(100)}},
+    "unsharded": {"derive": {"sourceMesh": "dp=2", "unsharded": nested(100)}},
+}
 REFUSED = {
     "path with ..": ("source.storage.persistentVolumeClaim.path", "../../etc"),
     "path with .. at the end": ("source.storage.persistentVolumeClaim.path", "a/.."),
@@ -56,6 +78,8 @@ REFUSED = {
     "endpoint with a line break": ("source.storage", {"s3": {"bucket": "abc", "endpoint": "http://a\nHost: b"}}),
     "file as endpoint": ("source.storage", {"s3": {"bucket": "abc", "endpoint": "file:///etc"}}),
     "claim outside": ("source.storage.persistentVolumeClaim.claimName", "../other/claim"),
+    "name with an empty label": ("source.storage.persistentVolumeClaim.claimName", "a..b"),
+    "name with a label that ends with a hyphen": ("source.storage.persistentVolumeClaim.claimName", "a-.b"),
     "Secret of another namespace": ("target.encryption", {"secretKeyRef": {"name": "kube-system/secret", "key": "k"}}),
     "Secret of another namespace in a variable": (
         "execution.podTemplate.env",
@@ -67,6 +91,12 @@ REFUSED = {
     ),
     "huge list of rules": ("parameters.rename", [{"from": str(number), "to": "x"} for number in range(1025)]),
     "huge pattern": ("parameters.include", ["*" * 1025]),
+    "huge list of values": (
+        "execution.podTemplate.affinity",
+        {"podAffinity": {PREFERRED: [{"weight": 1, "podAffinityTerm": TERM}] * 65}},
+    ),
+    "huge path of a field": ("execution.podTemplate.env", [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "a" * 1025}}}]),
+    **{f"nested {name}": ("target.layout", LAYOUT | fields) for name, fields in NESTED.items()},
 }
 
 
@@ -84,11 +114,6 @@ UNKNOWN = {
     "nested affinity": ("execution.podTemplate.affinity", {"nodeAffinity": nested(100)}),
     "nested source of a variable": ("execution.podTemplate.env", [{"name": "A", "valueFrom": nested(100)}]),
 }
-
-
-def jobs_in(transforms: Transforms) -> list[Any]:
-    found: list[Any] = transforms.batch.list_namespaced_job(transforms.namespace).items
-    return found
 
 
 @pytest.mark.parametrize("attack", REFUSED)

@@ -22,6 +22,21 @@ MOST_STORED = 1536 << 10
 _NAMES = {"name", "claimName", "key", "priorityClassName", "runtimeClassName", "serviceAccountName"}
 _LABEL = "a" * 63
 _QUALIFIED = [f"example.com/{'a' * 60}{number:03}" for number in range(64)]
+# As large as the API server stores.
+_AFFINITY = {
+    "nodeAffinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": {
+            "nodeSelectorTerms": [
+                {
+                    "matchExpressions": [
+                        {"key": "zone", "operator": "NotIn", "values": [f"{n:05}" + "a" * 58 for n in range(1024)]}
+                    ]
+                }
+            ]
+            * 20
+        }
+    }
+}
 _LAYOUT = {
     "apiVersion": "reshard.dev/layout-v1",
     "mesh": "dp=1048576",
@@ -31,6 +46,7 @@ _LAYOUT = {
 _VALUES: Object = {
     "source.layout": _LAYOUT,
     "target.layout": _LAYOUT,
+    "target.fileMode": "0777",
     "target.scale": ",".join(["dp=1"] * 16),
     "parameters.rename": [{"from": f"{number:04}" + "f" * 696, "to": f"{number:04}" + "t" * 696} for number in range(1024)],
     "parameters.cast": [{"pattern": f"{number:04}" + "f" * 1020, "to": "BFloat16"} for number in range(1024)],
@@ -48,6 +64,7 @@ _VALUES: Object = {
         }
         for number in range(64)
     ],
+    "execution.podTemplate.affinity": _AFFINITY,
     "execution.podTemplate.imagePullSecrets": [{"name": "a" * 250 + f"{number:03}"} for number in range(16)],
     "execution.podTemplate.env": [
         {"name": "A" * 250 + f"{number:03}", "value": "😀" * 4096 * (number % 2)} for number in range(64)
@@ -64,9 +81,15 @@ _COMPANIONS: Object = {
 }
 
 
+def schema_of_specs() -> Object:
+    """The schema of `spec`."""
+    schema: Object = yaml.safe_load(_CRD.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    return schema
+
+
 def specs() -> dict[str, Object]:
     """A spec for each field that has a maximum, by the field's path."""
-    schema = yaml.safe_load(_CRD.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    schema = schema_of_specs()
     return {path: _spec(schema, path, inner) for path, inner in _bounded(schema, "")}
 
 
@@ -76,14 +99,6 @@ def everything_at_once() -> Object:
     pod = {field: _VALUES[f"execution.podTemplate.{field}"] for field in ("labels", "annotations")}
     pod["env"] = [{"name": "A" * 250 + f"{number:03}", "value": "a" * 4096} for number in range(64)]
     return {"parameters": {"rename": rules}, "execution": {"podTemplate": pod}}
-
-
-def affinity() -> Object:
-    """A spec with an affinity, which has no maximum of its own, as large as the API server stores."""
-    values = [f"{number:05}" + "a" * 58 for number in range(21_000)]
-    terms = [{"matchExpressions": [{"key": "zone", "operator": "NotIn", "values": values}]}]
-    node = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
-    return {"execution": {"podTemplate": {"affinity": {"nodeAffinity": node}}}}
 
 
 def _bounded(schema: Object, path: str) -> Iterator[tuple[str, Object]]:

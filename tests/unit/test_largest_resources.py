@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import largest
 import msgspec
@@ -15,6 +15,9 @@ from reshard.spec.messages import PlanMessage
 from reshard.spec.resource import parse_spec
 from reshard_operator import jobs
 from reshard_operator.observation import Transform
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SPECS = largest.specs()
 # Limits of Kubernetes (ConfigMaps, annotations, requests) and of Linux (one variable, all of them with a stack of 8 MiB).
@@ -71,8 +74,28 @@ def test_everything_at_once() -> None:
     check(largest.everything_at_once())
 
 
-def test_fields_without_their_own_maximum() -> None:
-    check(largest.affinity())
+def unlimited(schema: dict[str, Any], path: str) -> Iterator[str]:
+    """Yield the fields that can have any length, any number of entries, or any number of levels."""
+    untyped = "x-kubernetes-preserve-unknown-fields" in schema
+    limits = {
+        "maxLength": schema.get("type") == "string" or untyped or "x-kubernetes-int-or-string" in schema,
+        "maxItems": schema.get("type") == "array" or untyped,
+        "maxProperties": "additionalProperties" in schema or untyped,
+    }
+    if "enum" not in schema:
+        yield from (f"{path}: {limit}" for limit, needed in limits.items() if needed and limit not in schema)
+    if untyped and schema["maxItems"] and "items" not in schema:
+        yield f"{path}: items"
+    if untyped and schema["maxProperties"] and "properties" not in schema:
+        yield f"{path}: properties"
+    inner = [(f"{path}.{name}", field) for name, field in schema.get("properties", {}).items()]
+    inner += [(f"{path}[]", schema[entries]) for entries in ("items", "additionalProperties") if entries in schema]
+    for where, field in inner:
+        yield from unlimited(field, where)
+
+
+def test_every_field_has_a_limit() -> None:
+    assert list(unlimited(largest.schema_of_specs(), "spec")) == []
 
 
 def test_rules_of_the_most_bytes_are_split_between_characters() -> None:

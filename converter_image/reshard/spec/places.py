@@ -18,8 +18,11 @@ KEYS = "/keys"
 SPEC = "/spec"
 
 RelativePath = Annotated[str, msgspec.Meta(max_length=1024)]
-_Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=253)]
-_Key = Annotated[str, msgspec.Meta(pattern=r"^(?!\.{1,2}$)[-._a-zA-Z0-9]+$", max_length=253)]
+# Patterns end with \Z, because $ also matches before a line break at the end.
+_Name = Annotated[
+    str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z", max_length=253)
+]
+_Key = Annotated[str, msgspec.Meta(pattern=r"^(?!\.{1,2}$)[-._a-zA-Z0-9]+\Z", max_length=253)]
 
 
 class ClaimSpec(Strict, frozen=True):
@@ -70,10 +73,10 @@ class S3Spec(Strict, frozen=True):
         ca_bundle_ref: trusted certificate authorities. Absent means those in the image.
     """
 
-    bucket: Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9][-._:a-zA-Z0-9]{1,254}$")]
+    bucket: Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9][-._:a-zA-Z0-9]{1,254}\Z")]
     prefix: RelativePath = ""
-    endpoint: Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s/@]+(/[^\s@]*)?$", max_length=1024)] | None = None
-    region: Annotated[str, msgspec.Meta(pattern=r"^[-a-zA-Z0-9]+$", max_length=64)] | None = None
+    endpoint: Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s/@]+(/[^\s@]*)?\Z", max_length=1024)] | None = None
+    region: Annotated[str, msgspec.Meta(pattern=r"^[-a-zA-Z0-9]+\Z", max_length=64)] | None = None
     addressing_style: Addressing = "Auto"
     checksums: Checksums = "Auto"
     credentials_secret_ref: SecretRef | None = None
