@@ -23,7 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECTS = (ROOT, ROOT / "operator")
-NOT_RUNTIME = {"dev", "docs"}  # extras that serve the project itself
+NOT_RUNTIME = {"dev", "docs", "fuzz"}  # extras that serve the project itself
 BUILD_TOOLS = ("build", "hatch-fancy-pypi-readme", "hatchling")
 
 
