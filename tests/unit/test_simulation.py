@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from reshard.storage.protocol import Store
 
 # For each scenario. `make simulate` takes longer, and covers all schedules.
-SECONDS = 1.5
+SCHEDULES = 20
 NAMES = (
     "the same task twice",
     "two pods of a Job",
@@ -47,7 +47,7 @@ def scenario(sources: Path, kind: str, name: str) -> Scenario:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NAMES)
 def test_no_schedule_makes_a_wrong_target(sources: Path, kind: str, name: str) -> None:
-    counts = explore(scenario(sources, kind, name).simulate, bound=2, seconds=SECONDS)
+    counts = explore(scenario(sources, kind, name).simulate, bound=2, most=SCHEDULES)
     assert counts.schedules > 1
 
 
@@ -60,6 +60,14 @@ def test_a_manifest_is_not_published_after_another_task_has_started(sources: Pat
 
 def test_an_object_with_the_manifest_is_not_published_after_another_task_has_started(sources: Path) -> None:
     repeat(scenario(sources, "bucket", "two tasks, one target").simulate, r"A .* upload reshard-manifest.json: pause B")
+
+
+def test_the_files_of_a_task_that_is_completed_while_another_replaces_it_remain(sources: Path) -> None:
+    repeat(
+        scenario(sources, "folder", "verified files").simulate,
+        r"A .* to reshard-manifest.json: pause B",
+        r"B before delete rank_0.* through .*: pause A",
+    )
 
 
 def test_the_manifest_of_another_run_is_not_retired(sources: Path) -> None:

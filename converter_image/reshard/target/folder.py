@@ -235,8 +235,18 @@ class TargetFolder:
         if self.store.stat(f"{state.folder}/replaced.json") is not None:
             self.store.move(f"{state.folder}/replaced.json", f"{heir.folder}/replaced.json", make_folder=False)
         if not task.staged:
-            heir.take_away(self._written(task) - self._listed(self.manifest()))
+            written = self._written(task)
+            self._end_writers(state, written)
+            heir.take_away(written - self._listed(self.manifest()))
         self._remove(state.folder)
+
+    def _end_writers(self, state: TaskState, files: Iterable[str]) -> None:
+        """Remove what processes of a task have not published yet. They check the lock before they publish anything newer."""
+        self.store.delete(f"{state.folder}/tmp")
+        for entry in self.store.list(state.folder):
+            if entry.name.endswith(".tmp"):
+                self.store.delete(f"{state.folder}/{entry.name}")
+        self.store.abort_stale_uploads([*files, MANIFEST_NAME], silent=0.0)
 
     def _remove(self, path: str) -> None:
         """Remove a folder, records first. If the process is killed, no record with an unknown key remains."""

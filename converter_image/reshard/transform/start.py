@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from reshard.checkpoint.unified import is_own
-from reshard.errors import RequestError
+from reshard.errors import LockedError, RequestError
 from reshard.formats.registry import document_names
 from reshard.parallel import parallel
 from reshard.target.snapshot import TaskRecord
@@ -36,6 +36,7 @@ def start(task: Task, target: TargetFolder, cancellation: Cancellation) -> tuple
 
     Raises:
         RequestError: the task may not be started, see `refuse`.
+        LockedError: a task that this one replaces has been completed in the meantime.
     """
     snapshot = finish_interrupted(target, cancellation)
     if snapshot.stale:
@@ -62,9 +63,17 @@ def start(task: Task, target: TargetFolder, cancellation: Cancellation) -> tuple
         )
         document = state.begin(document, encode_index(task), _draft(task), task.carried)
         snapshot = snapshot.started(document)
-    for other in _replaced(task, document, snapshot):
+    ended = _replaced(task, document, snapshot)
+    for other in ended:
         target.discard(other, state)
         snapshot = snapshot.discarded(other, task.digest)
+    if ended and snapshot.manifest is None and target.manifest() is not None:
+        raise LockedError(
+            "TargetLocked",
+            "another run has completed this target at this moment",
+            where=target.store.url,
+            fix="retry",
+        )
     _refuse_other_key(task, target, snapshot)  # of two processes that start it concurrently, one may have another key
     return document, snapshot
 

@@ -89,8 +89,12 @@ class Choices:
         return 0
 
 
-def explore(simulate: Callable[[Choices], None], *, bound: int, seconds: float = float("inf"), seed: int = 1) -> Counts:
-    """Run a simulation with all schedules of at most `bound` deviations, in random order, as far as the time permits.
+def explore(
+    simulate: Callable[[Choices], None], *, bound: int, seconds: float = float("inf"), most: float = float("inf"), seed: int = 1
+) -> Counts:
+    """Run a simulation with at most `most` schedules of at most `bound` deviations, in random order, as far as the time permits.
+
+    Without a limit of the time, the same schedules are run each time.
 
     Raises:
         ViolationError: an invariant does not hold.
@@ -98,7 +102,7 @@ def explore(simulate: Callable[[Choices], None], *, bound: int, seconds: float =
     deadline = float("inf")
     counts, visited, chosen = Counts(bound=bound), dict["Hashable", int](), random.Random(seed)
     waiting: list[Schedule] = [()]
-    while waiting and time.monotonic() < deadline:
+    while waiting and counts.schedules < most and time.monotonic() < deadline:
         number = chosen.randrange(len(waiting))
         waiting[number], waiting[-1] = waiting[-1], waiting[number]
         choices = Choices(waiting.pop(), bound, visited)
