@@ -168,7 +168,8 @@ def test_a_volume_that_fills_up_during_a_run(stage: Stage, small_volume: Path) -
         while file.write(bytes(4096)):
             pass
     stage.ended("fills", "Failed")
-    assert stage.ready("fills")["reason"] == "NotEnoughSpace"
+    # The pod that writes finds the volume full, or the one after it finds too little space before it writes.
+    assert stage.ready("fills")["reason"] in {"CannotWrite", "NotEnoughSpace"}
     assert "/volumes/target" in stage.ready("fills")["message"]
     assert not (small_volume / "out" / MANIFEST_NAME).exists()
     assert not list(small_volume.glob("out/.reshard/*/tmp/*"))

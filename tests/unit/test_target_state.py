@@ -519,3 +519,23 @@ def test_the_plan_of_one_file_is_not_used_for_the_file_next_to_it(tmp_path: Path
     assert not (tmp_path / "target" / "rank_0").exists()
     assert main(["transform", "--source", str(tmp_path / "b.ckpt"), *target, "--overwrite"]) == 0
     assert b"bbbb" in rank_file(tmp_path / "target", 0).read_bytes()
+
+
+def test_a_record_that_disappears_after_it_was_listed_is_no_record(
+    made: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process completes the target at the same time, and removes the state of its task."""
+    assert run(made, target, "--no-commit") == 0
+    (folder,) = (path for path in (target / ".reshard").iterdir() if path.is_dir())
+    state = TaskState(TargetFolder(LocalStore(str(target)), None), f".reshard/{folder.name}")
+    usual = LocalStore.list
+
+    def listed(self: LocalStore, path: str) -> Any:
+        found = usual(self, path)
+        (folder / "records" / "rank_3.json").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(LocalStore, "list", listed)
+    assert sorted(state.records(None)) == [0, 1, 2, 4, 5]
+    with pytest.raises(MissingInputError, match="a record was deleted"):
+        state.losses(range(6), lambda: None)

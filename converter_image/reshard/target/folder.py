@@ -464,7 +464,7 @@ class TaskState:
         listed = [name for name in names if name.endswith(".json") and (wanted is None or name in wanted)]
         if fingerprints is None:
             found = parallel(lambda name: self._record(name, _RankRecord), listed, check=check)
-            return {record.file.rank: record.file for record in found if record.task == self.folder}
+            return {record.file.rank: record.file for record in found if record is not None and record.task == self.folder}
         records = {}
         for record in self._complete_records(listed, check):
             if record.task == self.folder:
@@ -473,21 +473,32 @@ class TaskState:
         return records
 
     def losses(self, ranks: Iterable[int], check: Callable[[], None]) -> dict[str, Loss]:
-        """Return the changes that casts have made in the files of these ranks, by parameter. `check` raises to cancel."""
+        """Return the changes that casts have made in the files of these ranks, by parameter. `check` raises to cancel.
+
+        Raises:
+            MissingInputError: a record was deleted.
+        """
         found: dict[str, Loss] = {}
-        for record in self._complete_records([f"rank_{rank}.json" for rank in ranks], check):
+        names = [f"rank_{rank}.json" for rank in ranks]
+        read = 0
+        for record in self._complete_records(names, check):
+            read += 1
             for name, loss in record.losses.items():
                 found[name] = found.get(name, Loss()).plus(loss)
+        if read < len(names):
+            where = f"{self.target.store.url}/{self.folder}/records"
+            raise MissingInputError("FileMissing", "a record was deleted", where=where, fix="run the transform again")
         return found
 
     def _complete_records(self, names: Sequence[str], check: Callable[[], None]) -> Iterator[_WithParameters]:
         for start in range(0, len(names), _RECORDS_AT_ONCE):  # each can be large
             batch = names[start : start + _RECORDS_AT_ONCE]
-            yield from parallel(lambda name: self._record(name, _WithParameters), batch, check=check)
+            found = parallel(lambda name: self._record(name, _WithParameters), batch, check=check)
+            yield from (record for record in found if record is not None)
 
-    def _record(self, name: str, kind: type[D]) -> D:
-        path = f"{self.folder}/records/{name}"
-        return decode(self.target.store.read(path, _LARGEST_RANK_RECORD), kind, f"{self.target.store.url}/{path}")
+    def _record(self, name: str, kind: type[D]) -> D | None:
+        """Return a record, or None if another process has removed it since it was listed."""
+        return self._document(f"records/{name}", kind, _LARGEST_RANK_RECORD)
 
     def locate(
         self,
