@@ -23,6 +23,7 @@ from reshard.spec.request import Options, Request
 from reshard.spec.storage_options import RequestStorageOptions
 from reshard.target.folder import TargetFolder, check_manifest
 from reshard.telemetry import operation, phase
+from reshard.transform.fingerprints import stated_fingerprints
 from reshard.transform.inputs import Inputs, cancellable
 from reshard.transform.prepare import prepare
 
@@ -229,17 +230,15 @@ def diff_checkpoints(  # noqa: PLR0913 - one for each option
 
 
 def _stated(url: str, storage_options: StorageOptions | None) -> dict[str, _Stated]:
-    """Return the parameters in the manifest of a checkpoint, or nothing if it has none. Names of several tensors are left out."""
+    """Return the parameters in the manifest of a checkpoint, or nothing if it has none or describes an index."""
     store, chosen, _ = open_source(url, storage_options)
     manifest = TargetFolder(store, None).manifest() if chosen is None else None
     if manifest is None or manifest.index is not None:
         return {}
     check_manifest(store, fix="restore the file, or write the checkpoint again")
-    found: dict[str, _Stated] = {}
-    for record, kind in manifest.parameters:
-        fingerprint = None if record.name in found else record.fingerprint
-        found[record.name] = _Stated(kind.dtype, kind.shape, fingerprint)
-    return found
+    fingerprints = stated_fingerprints(manifest)
+    parameters = ((record.name, kind) for record, kind in manifest.parameters)
+    return {name: _Stated(kind.dtype, kind.shape, fingerprints.get(name)) for name, kind in parameters}
 
 
 def _task(

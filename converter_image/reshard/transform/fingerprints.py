@@ -40,7 +40,7 @@ def expected_fingerprints(task: Task) -> dict[str, str]:
     manifest = read_manifest(task.source, {MANIFEST_NAME})
     if manifest is None or not {file.path for file in task.model.inventory.files} <= {file.path for file in manifest.files}:
         return {}
-    fingerprints = _stated(manifest)
+    fingerprints = stated_fingerprints(manifest)
     if not fingerprints:
         return {}
     check_manifest(task.source, fix="restore the file, or write the source again")
@@ -57,7 +57,7 @@ def expected_fingerprints(task: Task) -> dict[str, str]:
     return found
 
 
-def _stated(manifest: Manifest) -> dict[str, str]:
+def stated_fingerprints(manifest: Manifest) -> dict[str, str]:
     """Return the fingerprints in a manifest by name. Names of several tensors are left out."""
     count = Counter(record.name for record in manifest.parameters.records)
     stated = ((record.name, record.fingerprint) for record in manifest.parameters.records if count[record.name] == 1)
@@ -99,7 +99,7 @@ def with_fingerprints(
         before = {(file.rank, file.stage): file.digest for file in known.files if file.stage in stages}
         if before == {(file.rank, file.stage): file.digest for file in files}:
             return parameters
-        earlier = _stated(known)
+        earlier = stated_fingerprints(known)
         added = format_ranks(tuple(file.rank for file in files if before.get((file.rank, file.stage)) != file.digest))
         differing = [name for name, text in found.items() if earlier.get(name, text) != text]
         _refuse_conflicts(draft, dict.fromkeys(differing, (format_ranks(tuple(sorted(rank for rank, _ in before))), added)))
