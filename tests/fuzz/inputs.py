@@ -1,4 +1,4 @@
-"""What fuzz targets read: bytes and folders in memory."""
+"""Inputs of fuzz targets: bytes and folders in memory."""
 
 from __future__ import annotations
 

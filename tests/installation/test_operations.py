@@ -1,4 +1,4 @@
-"""What administrators do: upgrade and roll back, restore from a backup, and run an operator with a CRD of another version."""
+"""Tasks of administrators: an upgrade, a rollback, a restore from a backup, and a CRD of another version than the operator."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ class Node:
 
     Attributes:
         first_pod: address of its first pod. The pods of a node have consecutive addresses.
-        port: of the kubelet.
-        health_port: of the kubelet.
+        port: port of the kubelet.
+        health_port: port on which the kubelet reports its health.
         taint: key of the taint that it is registered with, so that only pods which tolerate it run there. Empty: none.
     """
 
