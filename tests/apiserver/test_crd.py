@@ -14,7 +14,7 @@ from cluster.layout import program
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 from kubernetes_objects import wait_for
-from transforms_on_cluster import GROUP, PLURAL, ROOT, VERSION
+from transforms_on_cluster import GROUP, PLURAL, ROOT, VERSION, with_field
 
 from reshard.spec.resource import TransformSpec, parse_spec
 
@@ -50,17 +50,6 @@ class Resources:
 @pytest.fixture
 def resources(api: client.ApiClient, namespace: str, crd: None) -> Resources:  # noqa: ARG001 - it has to be there
     return Resources(api, namespace)
-
-
-def with_field(path: str, value: Any) -> dict[str, Any]:
-    """Return the minimal spec with one more field."""
-    spec = copy.deepcopy(SPEC)
-    place = spec
-    *folders, last = path.split(".")
-    for folder in folders:
-        place = place.setdefault(folder, {})
-    place[last] = value
-    return spec
 
 
 def test_a_minimal_resource_gets_the_librarys_defaults(resources: Resources) -> None:
@@ -185,7 +174,7 @@ def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
     ],
 )
 def test_invalid_requests_are_refused(resources: Resources, path: str, value: Any, said: str) -> None:
-    assert said in resources.refusal(resources.create, with_field(path, value))
+    assert said in resources.refusal(resources.create, with_field(SPEC, path, value))
 
 
 @pytest.mark.parametrize(
@@ -210,7 +199,7 @@ def test_fields_of_formats_that_go_together(resources: Resources, target: dict[s
 
 @pytest.mark.parametrize("side", ["source", "target"])
 def test_output_same_takes_no_strategy(resources: Resources, side: str) -> None:
-    spec = with_field("target.output", "Same")
+    spec = with_field(SPEC, "target.output", "Same")
     spec[side]["strategy"] = {"path": "s"}
     assert "the output Same accepts no strategy" in resources.refusal(resources.create, spec)
 
@@ -306,7 +295,11 @@ SELECTED_BY = {"target.maxFileSizeBytes": {"output": "Unified"}, "target.copySet
 
 @pytest.mark.parametrize("path", [*FIXED, *FIXED_OF_ONE])
 def test_immutable_fields_cannot_be_added_changed_or_removed(resources: Resources, path: str) -> None:
-    changed, before, least = with_field(path, (FIXED | FIXED_OF_ONE)[path]), with_field(path, None), copy.deepcopy(SPEC)
+    changed, before, least = (
+        with_field(SPEC, path, (FIXED | FIXED_OF_ONE)[path]),
+        with_field(SPEC, path, None),
+        copy.deepcopy(SPEC),
+    )
     for spec in (changed, before, least):
         spec["target"] |= SELECTED_BY.get(path, {})
     resources.create(least)
@@ -318,13 +311,15 @@ def test_immutable_fields_cannot_be_added_changed_or_removed(resources: Resource
 
 def test_a_layout_is_stored_as_it_is_and_may_not_change(resources: Resources) -> None:
     """The schema does not know the types of some fields, and an object would lose the order of a mesh."""
-    spec = with_field("target.layout", LAYOUT)
+    spec = with_field(SPEC, "target.layout", LAYOUT)
     made = resources.create(spec)
     assert parse_spec(made["spec"], "x") == parse_spec(spec, "x")
     for path, value in (("match", ["*.wq"]), ("shard", {"0": "dp"}), ("order", ["dp", "tp"]), ("stage", 1), ("zero", False)):
         changed = copy.deepcopy(LAYOUT)
         changed["rules"][0][path] = value
-        assert "create another CheckpointTransform" in resources.refusal(resources.change, with_field("target.layout", changed))
+        assert "create another CheckpointTransform" in resources.refusal(
+            resources.change, with_field(SPEC, "target.layout", changed)
+        )
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import subprocess
@@ -13,7 +12,7 @@ from cluster.layout import program
 from kubernetes.client.exceptions import ApiException
 from kubernetes_objects import wait_for
 from operator_process import account, operator_process
-from transforms_on_cluster import GROUP, PLURAL, VERSION
+from transforms_on_cluster import GROUP, PLURAL, VERSION, with_field
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,16 +23,6 @@ if TYPE_CHECKING:
 
 CLAIM = {"persistentVolumeClaim": {"claimName": "c", "path": "a"}}
 SPEC: dict[str, Any] = {"source": {"storage": CLAIM}, "target": {"storage": {"persistentVolumeClaim": {"claimName": "d"}}}}
-
-
-def with_field(path: str, value: Any) -> dict[str, Any]:
-    spec = copy.deepcopy(SPEC)
-    *folders, last = path.split(".")
-    place = spec
-    for folder in folders:
-        place = place.setdefault(folder, {})
-    place[last] = value
-    return spec
 
 
 def nested(levels: int) -> Any:
@@ -120,14 +109,14 @@ UNKNOWN = {
 def test_the_schema_refuses(transforms: Transforms, attack: str) -> None:
     path, value = REFUSED[attack]
     with pytest.raises(ApiException) as refused:
-        transforms.create("attack", with_field(path, value))
+        transforms.create("attack", with_field(SPEC, path, value))
     assert refused.value.status == 422, refused.value.body
 
 
 @pytest.mark.parametrize("attack", UNKNOWN)
 def test_the_schema_drops_unknown_fields(transforms: Transforms, attack: str) -> None:
     path, value = UNKNOWN[attack]
-    transforms.create("attack", with_field(path, value))
+    transforms.create("attack", with_field(SPEC, path, value))
     stored = json.dumps(transforms.custom.get_namespaced_custom_object(*transforms.where, "attack")["spec"])
     assert not re.search('"(namespace|command|args|hostPath|hostNetwork|privileged|a)": ', stored)
 
@@ -136,7 +125,7 @@ def test_one_resource_cannot_stop_the_operator_for_others(
     transforms: Transforms, api: client.ApiClient, layout: Layout, namespace: str, tmp_path: Path
 ) -> None:
     """An object of more than a thousand levels could not be parsed by any list or watch of the operator."""
-    deep = with_field("execution.podTemplate.affinity", {"nodeAffinity": "DEEP"})
+    deep = with_field(SPEC, "execution.podTemplate.affinity", {"nodeAffinity": "DEEP"})
     body = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "CheckpointTransform", "metadata": {"name": "deep"}, "spec": deep}
     text = json.dumps(body).replace('"DEEP"', '{"a":' * 3000 + "1" + "}" * 3000)
     path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"

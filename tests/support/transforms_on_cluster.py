@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import fcntl
 import json
 import subprocess
@@ -61,6 +62,17 @@ def operator(layout: Layout, api: client.ApiClient) -> Iterator[None]:
 def document(name: str, spec: dict[str, Any]) -> dict[str, Any]:
     """A resource."""
     return {"apiVersion": f"{GROUP}/{VERSION}", "kind": "CheckpointTransform", "metadata": {"name": name}, "spec": spec}
+
+
+def with_field(spec: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """Return a copy of a spec with one more field, such as "target.output"."""
+    changed = copy.deepcopy(spec)
+    *folders, last = path.split(".")
+    place = changed
+    for folder in folders:
+        place = place.setdefault(folder, {})
+    place[last] = value
+    return changed
 
 
 def without_a_cluster(spec: dict[str, Any], folder: Path, **claims: Path) -> None:
