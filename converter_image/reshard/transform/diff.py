@@ -19,12 +19,11 @@ from reshard.parallel import parallel
 from reshard.plan import prove
 from reshard.progress import Cancellation, Silent
 from reshard.source.files import open_source
-from reshard.spec.request import Options, Request
-from reshard.spec.storage_options import RequestStorageOptions
+from reshard.spec.request import Options
 from reshard.target.folder import TargetFolder, check_manifest
 from reshard.telemetry import operation, phase
 from reshard.transform.fingerprints import stated_fingerprints
-from reshard.transform.inputs import Inputs, cancellable
+from reshard.transform.inputs import cancellable, inputs_to_read
 from reshard.transform.prepare import prepare
 
 if TYPE_CHECKING:
@@ -249,16 +248,14 @@ def _task(
     progress: Progress,
     cancellation: Cancellation | None,
 ) -> Task:
-    stores = RequestStorageOptions() if storage_options is None else RequestStorageOptions(source=storage_options)
-    request = Request(
-        source=url,
-        target="",
-        source_strategy=strategy,
-        options=Options(output="Index", source_only="Keep", verification="None", allow_inconsistent=("*",)),
-        storage_options=stores,
+    inputs = inputs_to_read(
+        url,
+        Options(output="Index", source_only="Keep", verification="None", allow_inconsistent=("*",)),
+        strategy=strategy,
+        storage_options=storage_options,
         decryption=decryption,
+        cancellation=cancellation,
     )
-    inputs = Inputs(request, cancellation)
     try:
         task = prepare(inputs, progress, workers=default_workers(), single=True)
     except ReshardError as error:  # whose remedy may be an option of a transform

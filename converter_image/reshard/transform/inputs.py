@@ -21,7 +21,8 @@ from reshard.source.reading import read_inventory
 from reshard.source.single import others_of, refuse_one_of_several
 from reshard.source.strategies import read_layouts
 from reshard.spec.layout import LayoutDocument
-from reshard.spec.request import request_key
+from reshard.spec.request import Request, request_key
+from reshard.spec.storage_options import RequestStorageOptions
 from reshard.storage.cancellable import CancellableStore
 from reshard.strategy import Strategy
 
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from reshard.plan import Model
     from reshard.progress import Cancellation
     from reshard.source.files import Files, OpenSource
-    from reshard.spec.request import Request
+    from reshard.spec.keys import Encryption
+    from reshard.spec.request import Options
     from reshard.spec.storage_options import StorageOptions
     from reshard.storage.protocol import ReadStore
 
@@ -225,6 +227,23 @@ def source_names(request: Request, *, workers: int) -> dict[str, bool]:
     inventory = read_inventory(inputs.store, inputs.files, workers=workers)
     named = {name for stage in source.stages for name in stage} if isinstance(source, Strategy) else None
     return {name: named is None or name in named for name in inventory.names}
+
+
+def inputs_to_read(
+    url: str,
+    options: Options,
+    *,
+    strategy: str | None,
+    storage_options: StorageOptions | None,
+    decryption: Encryption | None,
+    cancellation: Cancellation | None,
+) -> Inputs:
+    """Return the inputs of work that reads a checkpoint and writes nothing."""
+    stores = RequestStorageOptions() if storage_options is None else RequestStorageOptions(source=storage_options)
+    request = Request(
+        source=url, target="", source_strategy=strategy, options=options, storage_options=stores, decryption=decryption
+    )
+    return Inputs(request, cancellation)
 
 
 def listing_identifies(request: Request, store: ReadStore) -> bool:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 from reshard.engine.memory import default_workers
 from reshard.progress import Silent
-from reshard.spec.request import Options, Request
-from reshard.spec.storage_options import RequestStorageOptions
+from reshard.spec.request import Options
 from reshard.telemetry import phase
 from reshard.transform.consistency import differing_copies
-from reshard.transform.inputs import Inputs, cancellable
+from reshard.transform.inputs import cancellable, inputs_to_read
 from reshard.transform.prepare import prepare
 from reshard.transform.shards import check_shards
 
@@ -67,11 +66,10 @@ def differing_replicas(  # noqa: PLR0913 - one for each option
         allow_inconsistent=("*",),
         allow_equal_slices=True,
     )
-    stores = RequestStorageOptions() if storage_options is None else RequestStorageOptions(source=storage_options)
-    request = Request(
-        source=url, target="", source_strategy=strategy, options=options, storage_options=stores, decryption=decryption
+    inputs = inputs_to_read(
+        url, options, strategy=strategy, storage_options=storage_options, decryption=decryption, cancellation=cancellation
     )
-    task = prepare(Inputs(request, cancellation), progress, workers=default_workers())
+    task = prepare(inputs, progress, workers=default_workers())
     with phase("compare_replicas"):
         store = cancellable(task.source, cancellation)
         found = tuple(differing_copies(store, task.model, progress, workers=default_workers()))
