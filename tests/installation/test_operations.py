@@ -105,7 +105,7 @@ def test_a_backup_is_restored_after_the_resources_were_lost(stage: Stage) -> Non
     written = {path: path.stat().st_mtime_ns for path in (stage.results / "complete").rglob("*.ckpt")}
     stage.create("running", stage.spec("running", execution={"parallelism": 1, "ranksPerPod": 1}))
     stage.wait("running", lambda s: s.get("ranks", {}).get("succeeded"))
-    backup, restore = re.findall(r"^kubectl (?:get .*\n.*|apply .*)transforms\.json$", BACKUP, re.MULTILINE)
+    backup, restore = re.findall(r"^```console\n(.*?)```", BACKUP, re.MULTILINE | re.DOTALL)
     place = f"--namespace {stage.namespace}"
 
     def run(command: str) -> None:
@@ -114,6 +114,10 @@ def test_a_backup_is_restored_after_the_resources_were_lost(stage: Stage) -> Non
     run(f'PATH="{Path(program("kubectl")).parent}:$PATH"; {backup.replace("--all-namespaces", place)}')
     stage.kubectl("delete", "checkpointtransforms", "--all")
     run(f'PATH="{Path(program("kubectl")).parent}:$PATH"; {restore}')
+    assert stage.kubectl("get", "checkpointtransforms", "--output=name").split() == [
+        "checkpointtransform.reshard.dev/running"  # an ended one would run again
+    ]
+    stage.create("complete", stage.spec("complete"))
     for name in ("complete", "running"):
         stage.ended(name)
         assert stage.differences(name) == []
