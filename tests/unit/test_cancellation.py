@@ -20,8 +20,10 @@ from reshard.errors import StorageError
 from reshard.progress import Cancellation, CancelledError, Silent
 from reshard.spec.request import Options, Request
 from reshard.storage.local import LocalReader, LocalStore
-from reshard.target.folder import LOCK, TargetFolder, TaskState
+from reshard.target.documents import LOCK
+from reshard.target.folder import TargetFolder
 from reshard.target.lock import locked, serialized
+from reshard.target.task import TaskState
 from reshard.transform.complete import commit_checkpoint
 from reshard.transform.run import transform_checkpoint
 from reshard.transform.verify import verify_checkpoint

@@ -10,7 +10,7 @@ import torch_files
 from reshard.errors import ReshardError
 from reshard.spec.request import Options, Request
 from reshard.storage.local import LocalStore
-from reshard.target.folder import TaskState
+from reshard.target.task import TaskState
 from reshard.transform import run
 from reshard.transform.run import transform_checkpoint
 from reshard.transform.verify import verify_checkpoint

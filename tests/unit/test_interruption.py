@@ -23,7 +23,7 @@ from reshard.errors import DataError
 from reshard.progress import Cancellation, CancelledError
 from reshard.spec.request import Options, Request
 from reshard.storage.local import LocalStore
-from reshard.target.folder import LOCK
+from reshard.target.documents import LOCK
 from reshard.target.lock import STALE_SECONDS, LockOwner, locked
 from reshard.transform.run import transform_checkpoint
 

@@ -18,7 +18,8 @@ from killing import killed_after
 from reshard.checkpoint.manifest import MANIFEST_NAME, encode
 from reshard.errors import MissingInputError
 from reshard.spec.request import Options, Request
-from reshard.target.folder import LOCK, TargetFolder
+from reshard.target.documents import LOCK
+from reshard.target.folder import TargetFolder
 from reshard.target.lock import STALE_SECONDS, LockOwner
 from reshard.transform.complete import commit_checkpoint, commit_if_complete
 from reshard.transform.plan import plan_transform

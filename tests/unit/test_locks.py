@@ -18,7 +18,8 @@ from reshard.errors import LockedError
 from reshard.storage.local import LocalStore
 from reshard.target import lock as lock_module
 from reshard.target import process as process_module
-from reshard.target.folder import LOCK, TargetFolder
+from reshard.target.documents import LOCK
+from reshard.target.folder import TargetFolder
 from reshard.target.lock import STALE_SECONDS, LockOwner, live_writers, locked
 from reshard.target.process import UNKNOWN, ProcessId, has_ended, start_time, this_process
 
@@ -162,7 +163,7 @@ def test_pid_1_of_another_namespace_is_another_process(target: Path) -> None:
     """Both processes of a restarted container are PID 1, and the second one must not wait for itself for ever."""
     program = (
         "import os, sys; from reshard.storage.local import LocalStore; from reshard.target.lock import *; "
-        "from reshard.target.folder import LOCK; assert os.getpid() == 1; "
+        "from reshard.target.documents import LOCK; assert os.getpid() == 1; "
         "handle = locked(LocalStore(sys.argv[1]), LOCK, owner=None, mode=0o640); handle.__enter__(); os._exit(0)"
     )
     command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", program, str(target)]

@@ -15,7 +15,8 @@ from reshard.errors import RequestError
 from reshard.spec.keys import Encryption, Key
 from reshard.spec.request import Options, Request
 from reshard.storage.local import LocalStore
-from reshard.target.folder import TargetFolder, TaskState
+from reshard.target.folder import TargetFolder
+from reshard.target.task import TaskState
 from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from reshard.spec.storage_options import StorageOptions
 from reshard.storage import open_store
 from reshard.storage.s3 import client
 from reshard.target import lock
-from reshard.target.folder import LOCK
+from reshard.target.documents import LOCK
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,8 +12,9 @@ from simulation.transforms import TARGET
 from store_contract import StoreContract
 
 from reshard.target import lock
-from reshard.target.folder import TargetFolder, TaskState
+from reshard.target.folder import TargetFolder
 from reshard.target.lock import LockHandle
+from reshard.target.task import TaskState
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -27,7 +27,8 @@ from reshard.spec.messages import (
 )
 from reshard.spec.ranks import Grouping
 from reshard.storage.local import LocalStore
-from reshard.target.folder import LOCK, TargetFolder
+from reshard.target.documents import LOCK
+from reshard.target.folder import TargetFolder
 from reshard.target.lock import STALE_SECONDS, LockOwner, locked
 
 if TYPE_CHECKING:

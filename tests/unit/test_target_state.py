@@ -26,8 +26,10 @@ from reshard.progress import Cancellation, Silent
 from reshard.spec.request import Options, Request
 from reshard.storage.local import LocalStore
 from reshard.storage.local.writer import LocalNewFile
-from reshard.target.folder import LOCK, TargetFolder, TaskState
+from reshard.target.documents import LOCK
+from reshard.target.folder import TargetFolder
 from reshard.target.lock import locked
+from reshard.target.task import TaskState
 from reshard.transform.commit import finish_interrupted
 from reshard.transform.complete import commit_checkpoint, commit_if_complete
 from reshard.transform.run import transform_checkpoint

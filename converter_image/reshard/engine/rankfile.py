@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from reshard.progress import Progress
     from reshard.spec.storage_options import Link
     from reshard.storage.protocol import NewFile, Reader, Store, Writer
-    from reshard.target.folder import TaskState
+    from reshard.target.task import TaskState
     from reshard.telemetry import Phase
 
 

@@ -16,7 +16,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 from reshard.checkpoint.manifest import decode
 from reshard.errors import AccessError, DataError, LockedError, MissingInputError
 from reshard.storage.cancellable import not_cancelled
-from reshard.target.folder import LOCK
+from reshard.target.documents import LOCK
 from reshard.target.process import ProcessId, has_ended, start_time, this_process
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from reshard.spec.ranks import format_ranks, parse_ranks
 from reshard.spec.request import STRICTNESS
 from reshard.storage.cancellable import CancellableStore
 from reshard.storage.digest import ContentDigest
+from reshard.target.documents import LOCK
 from reshard.target.fingerprints import FingerprintSums
-from reshard.target.folder import LOCK
 from reshard.target.lock import serialized
 from reshard.target.parts import all_there, unite, with_files, with_losses
 from reshard.target.snapshot import TaskRecord

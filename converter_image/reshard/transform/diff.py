@@ -20,7 +20,8 @@ from reshard.plan import prove
 from reshard.progress import Cancellation, Silent
 from reshard.source.files import open_source
 from reshard.spec.request import Options
-from reshard.target.folder import TargetFolder, check_manifest
+from reshard.target.documents import check_manifest
+from reshard.target.folder import TargetFolder
 from reshard.telemetry import operation, phase
 from reshard.transform.fingerprints import stated_fingerprints
 from reshard.transform.inputs import cancellable, inputs_to_read

@@ -13,8 +13,8 @@ from reshard.plan import Role
 from reshard.plan.rules import NamePattern
 from reshard.source.described import read_manifest
 from reshard.spec.ranks import format_ranks
+from reshard.target.documents import check_manifest
 from reshard.target.fingerprints import text_of
-from reshard.target.folder import check_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

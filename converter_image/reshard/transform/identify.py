@@ -11,7 +11,7 @@ import msgspec
 from reshard.engine.rankfile import compare
 from reshard.errors import AccessError, BugError, LockedError, OutputError
 from reshard.parallel import parallel
-from reshard.target.folder import LOCK
+from reshard.target.documents import LOCK
 from reshard.target.lock import locked
 from reshard.target.snapshot import TaskRecord
 from reshard.transform.commit import recorded

@@ -17,7 +17,7 @@ from reshard.plan import bytes_needed
 from reshard.progress import Cancellation, Silent
 from reshard.storage.cancellable import cancelled_by
 from reshard.storage.traffic import metered
-from reshard.target.folder import LOCK
+from reshard.target.documents import LOCK
 from reshard.target.lock import STALE_SECONDS, live_writers, locked, writing
 from reshard.target.parts import final_notes, is_whole
 from reshard.target.process import this_process
@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     from reshard.progress import Progress
     from reshard.spec.request import Request
     from reshard.storage.traffic import Meter
-    from reshard.target.folder import TargetFolder, TaskState
+    from reshard.target.folder import TargetFolder
     from reshard.target.snapshot import TargetSnapshot, TaskRecord
+    from reshard.target.task import TaskState
     from reshard.telemetry import Phase
     from reshard.transform.preflight import Preflight
     from reshard.transform.unchanged import Complete

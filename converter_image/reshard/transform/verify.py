@@ -19,7 +19,8 @@ from reshard.storage import open_store
 from reshard.storage.cancellable import CancellableReader
 from reshard.storage.digest import is_version, matches, sample_of
 from reshard.storage.traffic import Meter
-from reshard.target.folder import TargetFolder, check_manifest
+from reshard.target.documents import check_manifest
+from reshard.target.folder import TargetFolder
 from reshard.target.parts import listed_ranks
 from reshard.telemetry import durations, operation, phase
 from reshard.transform.documents import changed_documents, check_exists, expected_documents

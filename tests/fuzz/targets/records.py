@@ -7,10 +7,10 @@ import json
 from targets.manifest import MANIFEST
 
 from reshard.checkpoint.manifest import decode, encode
-from reshard.target.folder import _Commit, _RankRecord, _WithParameters
 from reshard.target.lock import LockOwner
 from reshard.target.process import ProcessId, has_ended
 from reshard.target.snapshot import TaskRecord
+from reshard.target.task import _Commit, _RankRecord, _WithParameters
 
 KINDS = (TaskRecord, _RankRecord, _WithParameters, _Commit, LockOwner)
 HERE = ProcessId("0" * 12, 1, 2)
