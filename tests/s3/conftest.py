@@ -52,7 +52,7 @@ def bucket(server: s3_server.Server, monkeypatch: pytest.MonkeyPatch) -> Iterato
     shutil.rmtree(server.folder / created, ignore_errors=True)
 
 
-@pytest.fixture(params=[("s3", "s3"), ("local", "s3"), ("s3", "local")], ids="-to-".join)
+@pytest.fixture(params=places.SIDES, ids="-to-".join)
 def sides(request: pytest.FixtureRequest, server: s3_server.Server, bucket: str, tmp_path: Path) -> places.Sides:
     """Locations of source and target."""
     known = {"s3": places.Bucket(server, bucket, tmp_path), "local": places.Folder(tmp_path)}

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import contents
+import effort
 import pytest
 import saved
 from corpus_contract import CorpusContract
+from places import SIDES
 from test_transform import refused_by_rank
 from transforms import COUNT, make
 
 from reshard.mindspore import merge_pipeline_strategys, rank_list_for_transform
+from reshard.storage.s3 import client
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +22,19 @@ if TYPE_CHECKING:
     from places import Sides
     from transforms import Case
 
-ALL = [make(number) for number in range(COUNT)]
+# Each case has one of the combinations of sides, or all of them in the profile `all`.
+ALL = [
+    pytest.param(case, sides, id=f"{case.name}-{'-to-'.join(sides)}")
+    for case in map(make, range(COUNT))
+    for place, sides in enumerate(SIDES)
+    if effort.PROFILE == "all" or place == case.number % len(SIDES)
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_client_stays() -> None:
+    """Use the same client for all cases, because their environment is the same."""
+    client.client_of.cache_clear()
 
 
 class TestInBuckets(CorpusContract):
@@ -39,7 +54,7 @@ def strategy(sides: Sides, folder: Path, case: Case, side: str) -> str | None:
     return merged
 
 
-@pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
+@pytest.mark.parametrize(("case", "sides"), ALL, indirect=["sides"])
 def test_a_rank_of_every_case_is_right(case: Case, sides: Sides, tmp_path: Path) -> None:
     before, after = (strategy(sides, tmp_path, case, side) for side in ("source", "target"))
     rank = case.number % case.target_ranks

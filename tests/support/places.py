@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     import s3_server
 
 
+# Where source and target are, in tests of buckets.
+SIDES = (("s3", "s3"), ("local", "s3"), ("s3", "local"))
+
+
 class Place(Protocol):
     """Location of one side of a transform."""
 
