@@ -110,7 +110,7 @@ class ThinServer:
             if "uploads" in request.query or "uploadId" in request.query:
                 return self._of_upload(request)
             if request.method == "PUT":
-                return 200, {"ETag": self.put(request.bucket, request.key, request.body).etag}, b""
+                return self._put(request)
             if request.method == "POST" and "delete" in request.query:
                 return self._delete_many(request)
             if request.method == "DELETE":
@@ -150,6 +150,18 @@ class ThinServer:
         state = f"<IsTruncated>{str(bool(more)).lower()}</IsTruncated>{more}"
         listed = "".join(lines[name] for name in left[:most])
         return 200, {}, f"<ListBucketResult>{state}{listed}</ListBucketResult>".encode()
+
+    def _put(self, request: Request) -> tuple[int, dict[str, str], bytes]:
+        if "x-amz-copy-source" not in request.headers:
+            return 200, {"ETag": self.put(request.bucket, request.key, request.body).etag}, b""
+        bucket, _, key = unquote(request.headers["x-amz-copy-source"]).partition("/")
+        found, same = self.objects.get((bucket, key)), request.headers.get("x-amz-copy-source-if-match")
+        if found is None:
+            return _refused(404, "NoSuchKey")
+        if same not in (None, found.etag):
+            return _refused(412, "PreconditionFailed")
+        made = self.put(request.bucket, request.key, found.content)
+        return 200, {}, f"<CopyObjectResult><ETag>{escape(made.etag)}</ETag></CopyObjectResult>".encode()
 
     def _delete_many(self, request: Request) -> tuple[int, dict[str, str], bytes]:
         answers = []
@@ -200,6 +212,8 @@ class ThinServer:
 
 def _precondition(request: Request, there: Stored | None) -> Refusal | None:
     new, same = request.headers.get("if-none-match"), request.headers.get("if-match")
+    if request.method == "DELETE" and same is not None and there is None:
+        return 404, "NoSuchKey"
     failed = (new == "*" and there is not None) or (same is not None and (there is None or there.etag != same))
     return (412, "PreconditionFailed") if failed else None
 

@@ -46,7 +46,7 @@ KINDS: dict[str, Callable[[Store], object]] = {
     "read": lambda store: store.read("x", 1),
     "put": lambda store: store.write("z", b"1", mode=None),
     "put-if": lambda store: store.write_new("x", b"1", mode=None),
-    "move": lambda store: store.move("x", "x"),
+    "move": lambda store: (store.move("x", "y"), store.move("y", "x")),
     "upload": write,
     "delete": lambda store: store.delete("y"),
 }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import rawfiles
 
-from reshard.errors import AccessError, MissingInputError, RequestError
+from reshard.errors import AccessError, LockedError, MissingInputError, RequestError
 from reshard.progress import Cancellation
 from reshard.spec.request import Options, Request
 from reshard.spec.rules import RenameRule
@@ -68,6 +68,32 @@ def test_a_file_that_cannot_be_deleted_is_named(server: thin_s3.ThinServer) -> N
         open_store("s3://bucket/a").delete_files(KEYS[:40])
     assert caught.value.where == f"s3://bucket/a/{KEYS[7]}"
     assert [key for _, key in server.objects] == [f"a/{KEYS[7]}"]
+
+
+def test_files_that_another_run_has_replaced_are_not_deleted(server: thin_s3.ThinServer) -> None:
+    put_all(server, KEYS[:40])
+    store = open_store("s3://bucket/a")
+    seen = store.stats(KEYS[:39])
+    server.put("bucket", f"a/{KEYS[7]}", b"new")
+    del server.objects["bucket", f"a/{KEYS[8]}"]
+    with pytest.raises(LockedError, match="another run has replaced this object") as caught:
+        store.delete_files([KEYS[8], KEYS[39], KEYS[7]], seen=seen)
+    assert caught.value.where == f"s3://bucket/a/{KEYS[7]}"
+    store.delete_files(KEYS[:40], seen={key: stat for key, stat in seen.items() if key != KEYS[7]})
+    assert {key for _, key in server.objects} == {f"a/{KEYS[7]}", f"a/{KEYS[39]}"}
+    with pytest.raises(LockedError):
+        store.move(KEYS[7], "aside", seen=seen[KEYS[7]])
+    assert {key for _, key in server.objects} == {f"a/{KEYS[7]}", f"a/{KEYS[39]}"}
+    store.move(KEYS[7], "aside", seen=store.stat(KEYS[7]))
+    assert {key for _, key in server.objects} == {"a/aside", f"a/{KEYS[39]}"}
+
+
+def test_files_are_deleted_where_a_server_has_no_conditional_deletes(server: thin_s3.ThinServer) -> None:
+    put_all(server, KEYS[:2])
+    server.refuse = lambda request: (501, "NotImplemented") if request.method != "PUT" and "if-match" in request.headers else None
+    store = open_store("s3://bucket/a")
+    store.delete_files(KEYS[:2], seen=store.stats(KEYS[:2]))
+    assert server.objects == {}
 
 
 def test_no_object_waits_for_another_round_trip(server: thin_s3.ThinServer) -> None:

@@ -75,6 +75,8 @@ def test_the_manifest_of_another_run_is_not_retired(sources: Path) -> None:
     """A process that pauses before it retires the old manifest retires that of the run that has completed the target."""
     repeat(scenario(sources, "folder", "a replacement, twice").simulate, r"A before rename reshard-manifest.json to .*: pause B")
     repeat(scenario(sources, "folder", "two replacements").simulate, r"A before rename reshard-manifest.json to .*: pause B")
+    repeat(scenario(sources, "bucket", "two replacements").simulate, r"A before copy reshard-manifest.json to .*: pause B")
+    repeat(scenario(sources, "bucket", "a replacement, twice").simulate, r"A before delete reshard-manifest.json: pause B")
 
 
 def test_a_task_that_is_recorded_late_does_not_write_over_a_complete_checkpoint(sources: Path) -> None:

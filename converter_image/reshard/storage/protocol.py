@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 
     # Writes appended bytes, see `Writer.write_later`.
     Write = Callable[[], None]
@@ -288,13 +288,17 @@ class Store(ReadStore, Protocol):
     def swap(self, path: str, content: bytes, version: str, *, mode: int | None) -> bool:
         """Replace a small file if it still has this version. Return whether it was written."""
 
-    def move(self, path: str, to: str, *, make_folder: bool = True) -> None:
+    def move(self, path: str, to: str, *, make_folder: bool = True, seen: Stat | None = None) -> None:
         """Rename a small file within the store, replacing an existing one. In an object store, both names exist temporarily.
 
         Args:
             path: path of the file.
             to: its new path.
             make_folder: whether to create the folder of the new path if it does not exist. Otherwise, this is an error.
+            seen: result of `stat`. An object store does not move an object that was written after it.
+
+        Raises:
+            LockedError: the object was written after `seen`.
         """
 
     def can_link(self, folder: str, how: Link) -> bool:
@@ -310,14 +314,21 @@ class Store(ReadStore, Protocol):
     def delete(self, path: str) -> None:
         """Delete a file, or a folder with its content. It is not an error if the path does not exist."""
 
-    def delete_files(self, paths: Collection[str], *, prune: bool = False, through: str = "") -> None:
+    def delete_files(
+        self, paths: Collection[str], *, seen: Mapping[str, Stat] | None = None, prune: bool = False, through: str = ""
+    ) -> None:
         """Delete files in as few round trips as possible. It is not an error if a file does not exist.
 
         Args:
             paths: paths of the files.
+            seen: result of `stats`. An object store deletes only these objects, and only if they were not written after it, as
+                far as the server can delete on a condition.
             prune: whether to also delete their folders if they become empty.
             through: folder that the files are moved to before they are deleted, if the store renames files. If it does not
                 exist, this is an error, and the files remain.
+
+        Raises:
+            LockedError: a file was written after `seen`.
         """
 
     def touch(self, path: str) -> None:

@@ -172,9 +172,10 @@ class TaskState:
     def retire_old_manifest(self) -> None:
         """Make the target read as incomplete before its files are replaced, also to programs that read its documents."""
         with contextlib.suppress(MissingInputError):  # another process of this task was faster
-            if (manifest := self.target.manifest()) is not None:
+            seen = self.target.store.stat(MANIFEST_NAME)
+            if seen is not None and (manifest := self.target.manifest()) is not None:
                 self.take_away(document_names(manifest.options))
-                self.target.store.move(MANIFEST_NAME, f"{self.folder}/replaced.json", make_folder=False)
+                self.target.store.move(MANIFEST_NAME, f"{self.folder}/replaced.json", make_folder=False, seen=seen)
 
     def take_away(self, paths: Collection[str], *, prune: bool = False) -> None:
         """Delete files at final paths, see `Store.delete_files`.
@@ -183,8 +184,10 @@ class TaskState:
             LockedError: another process has taken over the lock.
             StorageError: another process has deleted the folder of the task.
         """
+        store = self.target.store
+        seen = None if store.renames else store.stats(sorted(paths))  # before the check: without files of a later run
         self.target.check_lock()
-        self.target.store.delete_files(paths, prune=prune, through=self.folder)
+        store.delete_files(paths, seen=seen, prune=prune, through=self.folder)
 
     def replaced(self) -> Manifest | None:
         """Return the manifest of the checkpoint that this task has retired, or None if it has retired none."""

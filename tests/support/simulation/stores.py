@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from memory_store import MemoryReader
 
-from reshard.errors import DataError, MissingInputError, StorageError
+from reshard.errors import DataError, LockedError, MissingInputError, StorageError
 from reshard.storage.protocol import PROBE, Stat, WriteCost
 from reshard.storage.traffic import current_meter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from reshard.spec.storage_options import Link
     from reshard.storage.protocol import Store
@@ -292,7 +292,9 @@ class SimulatedFolder(_Simulated):
         del found
         return bool(self._write(f"rename {path} away", bury)) and self.write_new(path, content, mode=mode)
 
-    def move(self, path: str, to: str, *, make_folder: bool = True) -> None:
+    def move(self, path: str, to: str, *, make_folder: bool = True, seen: Stat | None = None) -> None:
+        del seen
+
         def act() -> bool:
             if path not in self.world.files or not (make_folder or to.rpartition("/")[0] in self.world.folders):
                 return False
@@ -320,7 +322,10 @@ class SimulatedFolder(_Simulated):
             del self.world.files[each]
         self.world.folders = {each for each in self.world.folders if each != path and not each.startswith(f"{path}/")}
 
-    def delete_files(self, paths: Collection[str], *, prune: bool = False, through: str = "") -> None:
+    def delete_files(
+        self, paths: Collection[str], *, seen: Mapping[str, Stat] | None = None, prune: bool = False, through: str = ""
+    ) -> None:
+        del seen
         for path in paths:
             if through:
                 self._write(f"delete {path} through {through}", lambda path=path: self._delete_through(through, path))
@@ -346,7 +351,10 @@ class SimulatedFolder(_Simulated):
 
 
 class SimulatedBucket(_Simulated):
-    """A prefix in S3: conditional PUTs, multipart uploads, no renames. Answers can be lost, and requests repeated."""
+    """A prefix in S3: requests with conditions, multipart uploads, no renames. Answers can be lost, and requests repeated.
+
+    As in AWS, an object can be deleted on the condition that it is unchanged.
+    """
 
     remote = True
     renames = False
@@ -414,23 +422,45 @@ class SimulatedBucket(_Simulated):
         del mode
         return self._put_if(path, content, lambda found: found is not None and found.version == version)
 
-    def move(self, path: str, to: str, *, make_folder: bool = True) -> None:
+    def move(self, path: str, to: str, *, make_folder: bool = True, seen: Stat | None = None) -> None:
         del make_folder
 
-        def copy() -> bool:
-            if path not in self.world.files:
-                return False
-            self._put(to, self.world.files[path].content)
+        def copy() -> bool | None:
+            if (found := self.world.files.get(path)) is None or not self._is_current(path, seen):
+                return None if found is None else False
+            self._put(to, found.content)
             return True
 
-        if not self._write(f"copy {path} to {to}", copy):
+        copied = self._write(f"copy {path} to {to}", copy, fenced=seen is not None)
+        if copied is None:
             raise MissingInputError("NotFound", "no such object", where=path, fix="check the path")
-        self._write(f"delete {path}", lambda: self.world.files.pop(path, None) and None)
+        self._delete_seen(path, seen, unchanged=bool(copied))
 
-    def delete_files(self, paths: Collection[str], *, prune: bool = False, through: str = "") -> None:
+    def _is_current(self, path: str, seen: Stat | None) -> bool:
+        """Return whether a condition of a request holds."""
+        return seen is None or self.world.files[path].version == seen.version
+
+    def _delete_seen(self, path: str, seen: Stat | None, *, unchanged: bool = True) -> None:
+        """Delete an object, if the server can do that on a condition and the object is unchanged."""
+
+        def act() -> bool:
+            if path in self.world.files and not self._is_current(path, seen):
+                return False
+            self.world.files.pop(path, None)
+            return True
+
+        if not unchanged or not self._write(f"delete {path}", act, fenced=seen is not None):
+            raise LockedError("LockLost", "another run has replaced this object", where=path, fix="wait")
+
+    def delete_files(
+        self, paths: Collection[str], *, seen: Mapping[str, Stat] | None = None, prune: bool = False, through: str = ""
+    ) -> None:
         del prune, through
         for path in paths:
-            self.delete(path)
+            if seen is None:
+                self.delete(path)
+            elif path in seen:
+                self._delete_seen(path, seen[path])
 
     def delete(self, path: str) -> None:
         below = sorted(each for each in self.world.files if each.startswith(f"{path}/"))

@@ -22,7 +22,7 @@ from reshard.storage.protocol import Stat, WriteCost
 from reshard.storage.traffic import current_meter
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from reshard.spec.storage_options import Io, Link
     from reshard.storage.protocol import Store
@@ -172,8 +172,9 @@ class LocalStore:
         with failures(full, writing=True):
             return exclusive.replace_exclusively(full, content, version, mode, self._system)
 
-    def move(self, path: str, to: str, *, make_folder: bool = True) -> None:
-        """See `Store.move`. A new folder gets the permission bits of the file's previous folder."""
+    def move(self, path: str, to: str, *, make_folder: bool = True, seen: Stat | None = None) -> None:
+        """See `Store.move`. A new folder gets the permission bits of the file's previous folder. Ignores `seen`."""
+        del seen
         source, target = self._at(path), self._at(to)
         with failures(target, writing=True):
             if not os.path.isdir(folder := os.path.dirname(target)) and make_folder:
@@ -207,8 +208,11 @@ class LocalStore:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(full)
 
-    def delete_files(self, paths: Collection[str], *, prune: bool = False, through: str = "") -> None:
-        """See `Store.delete_files`."""
+    def delete_files(
+        self, paths: Collection[str], *, seen: Mapping[str, Stat] | None = None, prune: bool = False, through: str = ""
+    ) -> None:
+        """See `Store.delete_files`. Ignores `seen`, because `through` prevents what it would prevent."""
+        del seen
         for _ in parallel(partial(self._delete_through, through) if through else self.delete, paths):
             pass
         for folder in sorted({path.rpartition("/")[0] for path in paths} - {""}) if prune else ():

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from itertools import chain
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from botocore import exceptions as boto
 
 from reshard.parallel import parallel
-from reshard.storage.s3.failures import BUSY, code_of, failures
+from reshard.storage.s3.failures import BUSY, MISSING, code_of, failures
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from botocore.client import BaseClient
 
 _MOST_KEYS = 1000
 _BATCHES_AT_ONCE = 4
+_NO_CONDITIONS = {"NotImplemented", "501"}
 
 
 class Deleter:
@@ -26,19 +28,25 @@ class Deleter:
         self._client, self._bucket = client, bucket
         self._one_by_one = False  # set once the server has refused DeleteObjects
 
-    def delete(self, keys: Sequence[str]) -> None:
+    def delete(self, keys: Sequence[str], versions: Mapping[str, str] = MappingProxyType({})) -> None:
         """Delete the objects with these keys. A key without an object is not an error.
 
         A key that the response to DeleteObjects does not list as deleted is deleted by a separate request, which is retried and
-        whose error is reported.
+        whose error is reported. An object with a version is deleted by a separate request, too: versitygw 1.8 compares the
+        version in DeleteObject, but not in DeleteObjects.
+
+        Args:
+            keys: keys of the objects.
+            versions: entity tags by key. An object with another one remains, if the server can delete on a condition.
 
         Raises:
+            LockedError: an object has another version.
             AccessError, StorageError: an object cannot be deleted.
         """
-        if len(keys) > 1:
+        if len(keys) > 1 and not versions:
             batches = [keys[at : at + _MOST_KEYS] for at in range(0, len(keys), _MOST_KEYS)]
             keys = list(chain.from_iterable(parallel(self._delete_batch, batches, at_once=_BATCHES_AT_ONCE)))
-        for _ in parallel(self._delete_one, keys):
+        for _ in parallel(lambda key: self._delete_one(key, versions.get(key)), keys):
             pass
 
     def _delete_batch(self, keys: Sequence[str]) -> Sequence[str]:
@@ -57,6 +65,13 @@ class Deleter:
         deleted = {each.get("Key") for each in answer.get("Deleted", ())}
         return [key for key in keys if key not in deleted]
 
-    def _delete_one(self, key: str) -> None:
+    def _delete_one(self, key: str, version: str | None) -> None:
+        named = {"Bucket": self._bucket, "Key": key}
         with failures(f"s3://{self._bucket}/{key}"):
-            self._client.delete_object(Bucket=self._bucket, Key=key)
+            try:
+                self._client.delete_object(**named, **({"IfMatch": version} if version is not None else {}))
+            except boto.ClientError as error:
+                if version is None or code_of(error) not in MISSING | _NO_CONDITIONS:
+                    raise
+                if code_of(error) in _NO_CONDITIONS:
+                    self._client.delete_object(**named)

@@ -13,6 +13,7 @@ from urllib3.exceptions import HTTPError
 from reshard.errors import (
     AccessError,
     DataError,
+    LockedError,
     MissingInputError,
     OutputError,
     RequestError,
@@ -22,7 +23,7 @@ from reshard.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 _LONGEST_MESSAGE = 300
 
@@ -76,8 +77,6 @@ BUSY = {
 }
 MISSING = {"NoSuchKey", "404", "NotFound"}
 PRECONDITION_FAILED = {"PreconditionFailed", "412"}
-# Requests that read one version of an object, and name it.
-_OF_A_VERSION = {"GetObject", "UploadPartCopy"}
 
 
 def without_credentials(text: str) -> str:
@@ -126,8 +125,8 @@ def _of_answer(error: boto.ClientError, where: str) -> ReshardError:  # noqa: PL
         )
     if code in MISSING:
         return MissingInputError("NotFound", "no such object", where=where, fix="check the bucket, prefix and endpoint")
-    if code in PRECONDITION_FAILED and error.operation_name in _OF_A_VERSION:
-        return changed(where)
+    if code in PRECONDITION_FAILED and (error_of := _OF_A_VERSION.get(error.operation_name)):
+        return error_of(where)
     if code in _WRONG_REGION:
         return RequestError("WrongRegion", what, where=where, fix=_REGION)
     if code in _FULL:
@@ -190,3 +189,18 @@ def changed(where: str, how: str = "changed") -> DataError:
         where=where,
         fix="wait until nothing writes to the object any more, then retry",
     )
+
+
+def _replaced(where: str) -> LockedError:
+    return LockedError(
+        "LockLost", "another run has replaced this object", where=where, fix="wait until the other run has finished, then retry"
+    )
+
+
+# Errors of requests that name a version of an object which is not the current one.
+_OF_A_VERSION: dict[str, Callable[[str], ReshardError]] = {
+    "GetObject": changed,
+    "UploadPartCopy": changed,
+    "CopyObject": _replaced,
+    "DeleteObject": _replaced,
+}

@@ -24,7 +24,7 @@ from reshard.storage.s3.uploads import Uploads
 from reshard.storage.traffic import current_meter
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from reshard.spec.storage_options import Link, StorageOptions
     from reshard.storage.protocol import NewFile, Store
@@ -258,13 +258,13 @@ class S3Store:
         except (MissingInputError, DataError):
             return False
 
-    def move(self, path: str, to: str, *, make_folder: bool = True) -> None:
+    def move(self, path: str, to: str, *, make_folder: bool = True, seen: Stat | None = None) -> None:
         """See `Store.move`. Ignores `make_folder`, because a bucket has no folders."""
         del make_folder
-        source = self._named(path)
+        condition = {"CopySourceIfMatch": seen.version} if seen is not None else {}
         with failures(self._where(path)):
-            self._client.copy_object(**self._named(to), CopySource=source)
-            self._client.delete_object(**source)
+            self._client.copy_object(**self._named(to), CopySource=self._named(path), **condition)
+        self._deleter.delete([self._key(path)], {self._key(path): seen.version} if seen is not None else {})
 
     def delete(self, path: str) -> None:
         """See `Store.delete`. Deletes the object, and the objects below it page by page."""
@@ -278,10 +278,14 @@ class S3Store:
         for page in self._pages("list_objects_v2", Prefix=f"{self._key(path)}/"):
             self._deleter.delete([each.key for each in self._objects(page)])
 
-    def delete_files(self, paths: Collection[str], *, prune: bool = False, through: str = "") -> None:
+    def delete_files(
+        self, paths: Collection[str], *, seen: Mapping[str, Stat] | None = None, prune: bool = False, through: str = ""
+    ) -> None:
         """See `Store.delete_files`. Ignores `prune` and `through`, because a bucket has no folders and no renames."""
         del prune, through
-        self._deleter.delete([self._key(path) for path in paths])
+        versions = {self._key(path): stat.version for path, stat in seen.items()} if seen is not None else {}
+        keys = [self._key(path) for path in paths]
+        self._deleter.delete(keys if seen is None else [key for key in keys if key in versions], versions)
 
     def touch(self, path: str) -> None:
         """See `Store.touch`. Rewrites the object if it is unchanged, because that is the only way to update its time."""
