@@ -31,8 +31,8 @@ def api(layout: Layout) -> Iterator[client.ApiClient]:
         yield opened
 
 
-def written(layout: Layout, namespace: str, account: str) -> list[dict[str, Any]]:
-    """Return a service account's writes to the API so far, as entries of the audit log."""
+def requests(layout: Layout, namespace: str, account: str) -> list[dict[str, Any]]:
+    """Return a service account's requests to the API so far, as entries of the audit log. Of the chart's operator: its writes."""
     entries = map(json.loads, layout.audit_log.read_text().splitlines())
     return [entry for entry in entries if entry["user"]["username"] == f"system:serviceaccount:{namespace}:{account}"]
 

@@ -41,10 +41,12 @@ class Account:
 
     Attributes:
         environment: of an operator that has it.
+        rights: what it may do, as (resource, verb).
     """
 
     name: str
     environment: dict[str, str]
+    rights: frozenset[tuple[str, str]]
 
 
 def account(
@@ -54,11 +56,13 @@ def account(
     documents = rendered(f"watchNamespaces={{{namespace}}}", namespace=namespace)
     found = [document for document in documents if document["kind"] in _RIGHTS]
     taken = 0
-    for rule in (rule for document in found for rule in document.get("rules", ())):
+    rules = [rule for document in found for rule in document.get("rules", ())]
+    for rule in rules:
         if without is not None and without[0] in rule["resources"] and without[1] in rule["verbs"]:
             rule["verbs"].remove(without[1])
             taken += 1
     assert taken == (without is not None)
+    rights = frozenset((resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"])
     for document in found:
         document["rules"] = [rule for rule in document.get("rules", ()) if rule["verbs"]]
         utils.create_from_dict(api, {key: value for key, value in document.items() if key != "rules" or value})
@@ -85,7 +89,7 @@ def account(
         "RESHARD_RESYNC_SECONDS": "3600",  # so that only changes that watches report are seen
         "RESHARD_LOG_FORMAT": "text",
     }
-    return Account(name, environment)
+    return Account(name, environment, rights)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kubernetes_access import written
+from kubernetes_access import requests
 from pretend_cluster import COMMIT, LAST, PLAN, RANKS
 from transforms_on_cluster import RELEASE, SYSTEM
 
@@ -60,6 +60,6 @@ def status_writes(layout: Layout, namespace: str) -> list[dict[str, Any]]:
     """Return the audit log's entries of statuses that the operator wrote in a namespace, in order."""
     return [
         entry
-        for entry in written(layout, SYSTEM, f"{RELEASE}-operator")
+        for entry in requests(layout, SYSTEM, f"{RELEASE}-operator")
         if entry["objectRef"].get("subresource") == "status" and entry["objectRef"]["namespace"] == namespace
     ]

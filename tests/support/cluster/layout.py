@@ -50,7 +50,7 @@ class Layout:
 
     @property
     def audit_log(self) -> Path:
-        """Audit log of service accounts' writes to the API, a line of JSON each."""
+        """Audit log of service accounts' requests to the API, a line of JSON each."""
         return self.logs / "audit.log"
 
     @property
