@@ -1,4 +1,4 @@
-"""The chart: a real API server accepts every combination of values, and unknown values are refused."""
+"""The chart: a real API server accepts the combinations of values, and unknown values are refused."""
 
 from __future__ import annotations
 
@@ -33,14 +33,19 @@ def test_helm_lint_has_no_findings() -> None:
 
 
 @pytest.mark.parametrize("namespaces", [False, True], ids=["everywhere", "namespaced"])
-def test_every_combination_is_accepted(namespace: str, tmp_path: Path, *, namespaces: bool) -> None:
-    for number, states in enumerate(itertools.product(("true", "false"), repeat=len(SWITCHES))):
-        values = [f"{switch}={state}" for switch, state in zip(SWITCHES, states, strict=True)]
+def test_every_combination_of_three_switches_is_accepted(namespace: str, tmp_path: Path, *, namespaces: bool) -> None:
+    documents = set()
+    # Any three of these six have all eight combinations. A template depends on two switches at most.
+    for a, b, c, d in itertools.product((False, True), repeat=4):
+        states = (a, b, c, d, a ^ b ^ c, b ^ c ^ d)
+        values = [f"{switch}={str(state).lower()}" for switch, state in zip(SWITCHES, states, strict=True)]
         if namespaces:
             values.append(f"watchNamespaces={{{namespace}}}")
         found = [each for each in rendered(*values, namespace=namespace) if each["kind"] not in MONITORING]
         assert ("ClusterRole" in {each["kind"] for each in found}) != namespaces
-        (tmp_path / f"{number}.yaml").write_text(yaml.safe_dump_all(found))
+        documents |= set(map(yaml.safe_dump, found))
+    for number, document in enumerate(documents):
+        (tmp_path / f"{number}.yaml").write_text(document)
     command = [program("kubectl"), "apply", "--dry-run=server", "--validate=strict", "--filename", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
