@@ -110,7 +110,8 @@ together='' clusters='' installation=''
 for tier in $prepared; do
     if can_run "$tier"; then
         case $tier in
-            apiserver* | cluster) clusters="$clusters $tier" ;;
+            apiserver*) clusters="$tier $clusters" ;;  # before the cluster tier, which has more pods to start
+            cluster) clusters="$clusters $tier" ;;
             installation) installation=$tier ;;
             *) together="$together $tier" ;;
         esac
@@ -124,14 +125,14 @@ fi
 processes=$("$python" -c 'import os; print(max(3, os.cpu_count() or 1))')
 # shellcheck disable=SC2086  # a list of tiers
 [ -z "$together" ] || (inside=${installation:+nice} && session "$processes" $together) || failed=1
+for tier in $clusters; do
+    (session_in_cluster "$tier") || failed=1
+done
 if [ -n "$installation" ]; then
     wait "$background" || failed=1
     background=''
     cat "$work/installation.log"
 fi
-for tier in $clusters; do
-    (session_in_cluster "$tier") || failed=1
-done
 
 # A session that ends before its tests leaves its file empty.
 early=$(find "$work/counts" -type f -empty -printf ' %f')
