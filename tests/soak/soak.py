@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import disk
 import s3_server
-from cluster.layout import NODE_ADDRESS, Layout, program
+from cluster.layout import BRIDGE, NODE_ADDRESS, PODS, Layout, program
 from kubernetes import client, config
 from kubernetes.client import ApiException
 from kubernetes_objects import claim_folder, wait_for
@@ -48,6 +48,8 @@ _WEIGHTS = {
     "delete": 2,
     "fill": 2,
     "cut_bucket": 2,
+    "cut_pod": 2,
+    "cut_node": 1,
     "rotate": 1,
     "restart_operator": 1,
     "upgrade": 1,
@@ -202,6 +204,25 @@ class Soak:
         os.kill(process, signal.SIGSTOP)
         time.sleep(self.chance.uniform(1, 8))
         os.kill(process, signal.SIGCONT)
+        return True
+
+    def _cut_pod(self) -> bool:
+        """Lose all packets of a pod for a while."""
+        addresses = [pod.status.pod_ip for pod in self._pods() if pod.status.pod_ip]
+        return bool(addresses) and self._cut(self.chance.choice(addresses))
+
+    def _cut_node(self) -> bool:
+        """Lose all packets of the node's pods for a while, including those of the operator."""
+        return self._cut(PODS)
+
+    def _cut(self, addresses: str) -> bool:
+        rule = ("PREROUTING", "--in-interface", BRIDGE, "--source", addresses, "--jump", "DROP")
+        iptables = (program("iptables"), "--wait", "--table", "mangle")
+        subprocess.run([*iptables, "--insert", *rule], check=True)
+        try:
+            time.sleep(self.chance.uniform(1, 15))
+        finally:
+            subprocess.run([*iptables, "--delete", *rule], check=True)
         return True
 
     def _rotate(self) -> bool:
