@@ -19,7 +19,7 @@ from reshard.cli import main
 from reshard.errors import AccessError, RequestError
 from reshard.spec.storage_options import StorageOptions
 from reshard.storage import open_store
-from reshard.storage.s3 import client
+from reshard.storage.s3 import client, retries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,10 +105,12 @@ def trusted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.Serv
 def test_a_configured_ca_bundle_is_trusted(
     trusted: s3_server.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    bucket, authority = trusted.bucket(), str(trusted.authority)
+    bucket, authority, pauses = trusted.bucket(), str(trusted.authority), list[float]()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", trusted.endpoint)
+    monkeypatch.setattr(retries, "wait", pauses.append)
     with pytest.raises(RequestError, match="CertificateRefused"):
         works(bucket)
+    assert pauses == []  # the same server would be refused again
     client.client_of.cache_clear()
     storage_options = StorageOptions()
     if way == "environment":

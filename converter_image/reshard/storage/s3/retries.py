@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from ssl import SSLCertVerificationError
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from botocore import exceptions as boto
@@ -74,7 +75,7 @@ def _repeat(
     if attempts >= TRIES:
         return None
     if response is None:
-        if not isinstance(caught_exception, _PASSING_ERRORS):
+        if not isinstance(caught_exception, _PASSING_ERRORS) or _certificate_refused(caught_exception):
             return None
         seconds = pause(attempts)
     else:
@@ -87,6 +88,12 @@ def _repeat(
     wait(seconds)
     current_check()()
     return 0
+
+
+def _certificate_refused(error: boto.BotoCoreError) -> bool:
+    """Return whether the certificate of the server is not trusted. Other failures of TLS may pass."""
+    cause = error.kwargs.get("error")  # of urllib3, which contains that of Python
+    return isinstance(cause, HTTPError) and isinstance(next(iter(cause.args), None), SSLCertVerificationError)
 
 
 def pause(tries: int, *, busy: bool = False, demanded: str = "") -> float:
