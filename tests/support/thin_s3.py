@@ -16,6 +16,8 @@ from xml.sax.saxutils import escape, unescape
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from reshard.storage.protocol import Store
+
 Refusal = tuple[int, str]
 
 
@@ -261,6 +263,16 @@ class _Listener(ThreadingHTTPServer):
     def __init__(self, thin: ThinServer) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.thin = thin
+
+
+def write_parts(store: Store, content: bytes, part: int) -> None:
+    """Write the object `y` with memory for two parts of this length."""
+    writer = store.create("y", temporary="", mode=None, size=len(content), memory=2 * part)
+    try:
+        writer.write(content)
+        writer.finish()
+    finally:
+        writer.abort()
 
 
 @contextmanager

@@ -28,16 +28,10 @@ if TYPE_CHECKING:
 
 PART = 1 << 20
 EACH = 20  # as many requests that fail seven times each would use up botocore's quota
-CONTENT = bytes(PART + 1)
 
 
 def write(store: Store) -> None:
-    writer = store.create("y", temporary="", mode=None, size=len(CONTENT), memory=2 * PART)
-    try:
-        writer.write(CONTENT)
-        writer.finish()
-    finally:
-        writer.abort()
+    thin_s3.write_parts(store, bytes(PART + 1), PART)
 
 
 KINDS: dict[str, Callable[[Store], object]] = {
