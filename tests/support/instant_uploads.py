@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from unittest import mock
 
+from reshard.storage.buffers import BufferPool
 from reshard.storage.s3 import upload
 from reshard.storage.s3.checksums import Checksums
 
@@ -33,7 +34,7 @@ def processor_seconds(count: int) -> float:
     client = InstantClient()
     with mock.patch.object(upload, "part_size", _part_size):
         named, checksums = {"Bucket": "b", "Key": "k"}, Checksums("None", client, {})
-        writer = upload.S3Writer(client, named, checksums, [], size=None, memory=1 << 16, copies=False)
+        writer = upload.S3Writer(client, named, checksums, BufferPool(), size=None, memory=1 << 16, copies=False)
         before = time.process_time()
         for _ in range(count):
             writer.write(bytes(PART_BYTES))

@@ -92,7 +92,7 @@ class SourceFiles:
             self._ahead = None
         if sources and self.opened(sources[0]).waits:
             memory = budget.ahead if self.remote else budget.disk_ahead
-            self._ahead = Ahead(reads, self.opened, memory, disk=not self.remote)
+            self._ahead = Ahead(reads, self.opened, memory, budget.windows, disk=not self.remote)
 
     def reader(self, rank: int) -> Reader:
         """See `OpenFiles.reader`."""

@@ -6,13 +6,13 @@ import contextlib
 import os
 import resource
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.encryption import BLOCK_BYTES
 from reshard.plan.passes import Limits
-from reshard.storage.ahead import GAP_BYTES, WINDOWS, longest_request
-from reshard.storage.buffers import ALIGNMENT, STAGE_BYTES
+from reshard.storage.ahead import GAP_BYTES, longest_request
+from reshard.storage.buffers import ALIGNMENT, STAGE_BYTES, BufferPool
 from reshard.storage.local.descriptors import writable_files
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ HEADERS_AHEAD_BYTES = 8 << 20
 # A pass over the source that writes several ranks: batches of a local source, tiles of all files, and data to upload for them.
 _BATCH_BYTES = 8 << 20
 _BATCHES = 3
+_REMOTE_BATCHES = 4
 _TILES_BYTES = 64 << 20
 _LARGEST_TILE = PART_BYTES
 _LARGEST_REMOTE_TILE = TILE_BYTES
@@ -86,12 +87,14 @@ class Budget:
         upload: number of bytes that are buffered for uploads.
         disk_ahead: number of bytes to prefetch from a disk.
         writes: number of threads that write to a disk.
+        windows: pool of the buffers for prefetched data, which ranks with the same budget share.
     """
 
     ahead: int = _AHEAD_BYTES
     upload: int = _UPLOAD_BYTES
     disk_ahead: int = _DISK_AHEAD_BYTES
     writes: int = _WRITES
+    windows: BufferPool = field(default_factory=BufferPool, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +160,8 @@ def pass_budget(files: int, workers: int, source: ReadStore, target: Store) -> P
     """Return the budget of a pass that writes this number of different files."""
     largest = _LARGEST_REMOTE_TILE if target.remote else _LARGEST_TILE
     return PassBudget(
-        batch=_AHEAD_BYTES // WINDOWS if source.remote else _BATCH_BYTES,
-        batches=WINDOWS if source.remote else _BATCHES,
+        batch=_AHEAD_BYTES // _REMOTE_BATCHES if source.remote else _BATCH_BYTES,
+        batches=_REMOTE_BATCHES if source.remote else _BATCHES,
         gap=GAP_BYTES if source.remote else _LOCAL_GAP,
         longest=longest_request(_AHEAD_BYTES) if source.remote else _LOCAL_REQUEST,
         grouped=0 if source.remote else _LOCAL_REQUEST,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from reshard.engine.execute import Tiles
 from reshard.engine.gather import Gatherer
 from reshard.engine.overlap import Output
-from reshard.storage.buffers import ALIGNMENT, buffers
+from reshard.storage.buffers import ALIGNMENT, BufferPool, buffers
 from reshard.storage.fetched import Fetched
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class _Pass:
         self._outputs = [_Output(files, *each, budget.tile) for each in zip(sinks, tiles, strict=True)]
         self._queues = [_Queue(workers) for _ in sinks]
         self._room = threading.Semaphore(budget.batches)
-        self._idle: list[memoryview] = []
+        self._idle = BufferPool()
         self._failure: BaseException | None = None
 
     def start(self, batch: Batch) -> None:
@@ -102,7 +102,7 @@ class _Pass:
         if self._failure is not None:
             raise self._failure
         budget, total = self._budget, sum(r.end - r.start for r in batch.ranges)
-        memory = self._idle.pop() if self._idle and total <= budget.batch else buffers(max(total, budget.batch), 1)[0]
+        memory = self._idle.take(max(total, budget.batch))
         fetched = Fetched(batch.ranges, memory, self._fetch, self._fetchers, longest=budget.longest, grouped=budget.grouped)
         users = _Users(len(batch.moves), partial(self._release, fetched))
         for number, moves in batch.moves:
@@ -143,7 +143,7 @@ class _Pass:
     def _release(self, fetched: Fetched) -> None:
         fetched.close()
         if len(fetched.memory) == self._budget.batch:
-            self._idle.append(fetched.memory)
+            self._idle.give(fetched.memory)
         self._room.release()
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from reshard.storage.buffers import ALIGNMENT, buffers
+from reshard.storage.buffers import ALIGNMENT, BufferPool
 from reshard.storage.fetched import Fetched, Range
 
 if TYPE_CHECKING:
@@ -25,16 +25,14 @@ Read = tuple[int, int, int]
 
 # Reading a gap of this many bytes takes less time than another request.
 GAP_BYTES = 512 << 10
-# A disk needs fewer windows, because it reads one range after the other.
 _DISK_GAP = 16 << 10
-_DISK_WINDOWS = 2
 # Long enough that transfer dominates the overhead of a request: a GiB takes the client 1.6 s of CPU time in requests of 3.5 MiB,
 # and 0.8 s in requests of 7 MiB.
 _LONGEST_REQUEST = 8 << 20
 # Number of files that are handled concurrently.
 _FILES = 8
-# Number of windows: one is read while the others are fetched.
-WINDOWS = 4
+# Number of windows: one is read while the other is fetched. With more of them, reads from several files would take more requests.
+_WINDOWS = 2
 
 
 class Window:
@@ -96,7 +94,7 @@ def windows(reads: Iterable[Read], *, most: int, gap: int = GAP_BYTES, block: in
 def requests(reads: Iterable[Read], memory: int) -> int:
     """Return the number of requests that fetch these reads."""
     longest = longest_request(memory)
-    return sum(-(-(r.end - r.start) // longest) for window in windows(reads, most=memory // WINDOWS) for r in window)
+    return sum(-(-(r.end - r.start) // longest) for window in windows(reads, most=memory // _WINDOWS) for r in window)
 
 
 def files_at_once(workers: int, *, remote: bool) -> int:
@@ -106,7 +104,7 @@ def files_at_once(workers: int, *, remote: bool) -> int:
 
 def longest_request(memory: int) -> int:
     """Return the length of the longest request that prefetches with this memory."""
-    return min(_LONGEST_REQUEST, memory // WINDOWS)
+    return min(_LONGEST_REQUEST, memory // _WINDOWS)
 
 
 class Ahead:
@@ -116,20 +114,26 @@ class Ahead:
         reads: reads in their order.
         opened: function that returns the reader of a file.
         memory: number of bytes of all windows.
+        pool: pool for the windows. It must not contain larger buffers.
         disk: whether the files are on a disk, so that whole blocks are read, and small gaps are not.
     """
 
-    def __init__(self, reads: Iterable[Read], opened: Callable[[int], Reader], memory: int, *, disk: bool = False) -> None:
-        if disk:
-            self._count, self._request_bytes, gap, block = _DISK_WINDOWS, memory // _DISK_WINDOWS, _DISK_GAP, ALIGNMENT
-        else:
-            self._count, self._request_bytes, gap, block = WINDOWS, longest_request(memory), GAP_BYTES, 1
-        self._window_bytes = memory // self._count
+    def __init__(
+        self,
+        reads: Iterable[Read],
+        opened: Callable[[int], Reader],
+        memory: int,
+        pool: BufferPool | None = None,
+        *,
+        disk: bool = False,
+    ) -> None:
+        gap, block = (_DISK_GAP, ALIGNMENT) if disk else (GAP_BYTES, 1)
+        self._window_bytes, self._request_bytes = memory // _WINDOWS, longest_request(memory)
         self._left = windows(reads, most=self._window_bytes, gap=gap, block=block)
         self._opened = opened
-        self._pool = ThreadPoolExecutor(max(1, memory // self._request_bytes), thread_name_prefix="reshard-fetch")
+        self._pool = ThreadPoolExecutor(-(-memory // self._request_bytes), thread_name_prefix="reshard-fetch")
         self._fetched: deque[Fetched] = deque()
-        self._idle = buffers(self._window_bytes, self._count)
+        self._idle = pool or BufferPool()
 
     def reader(self, file: int) -> Reader:
         """Return a reader of a file that uses fetched bytes."""
@@ -158,13 +162,11 @@ class Ahead:
         while self._fetched:
             self._let_go()
         self._pool.shutdown(cancel_futures=True)
-        self._idle.clear()
 
     def _fetch(self) -> None:
-        while len(self._fetched) < self._count and (window := next(self._left, None)) is not None:
+        while len(self._fetched) < _WINDOWS and (window := next(self._left, None)) is not None:
             total = sum(r.end - r.start for r in window)
-            idle = self._idle and total <= self._window_bytes
-            memory = self._idle.pop() if idle else buffers(max(total, self._window_bytes), 1)[0]
+            memory = self._idle.take(max(total, self._window_bytes))
             self._fetched.append(Fetched(window, memory, self._request, self._pool, longest=self._request_bytes))
 
     def _request(self, file: int, view: memoryview, offset: int) -> None:
@@ -176,7 +178,7 @@ class Ahead:
         window = self._fetched.popleft()
         window.close()
         if len(window.memory) == self._window_bytes:
-            self._idle.append(window.memory)
+            self._idle.give(window.memory)
 
 
 class _AheadReader:

@@ -28,6 +28,27 @@ def buffers(nbytes: int, count: int) -> list[memoryview]:
     return [memoryview(room)[at : at + nbytes] for at in range(first, first + nbytes * count, nbytes)]
 
 
+class BufferPool:
+    """Mapped buffers that are used again. New memory takes more processor time than memory that was used before.
+
+    It keeps the buffers of one use, which have one length. Threads may share it.
+    """
+
+    def __init__(self) -> None:
+        self._idle: list[memoryview] = []
+
+    def take(self, nbytes: int) -> memoryview:
+        """Return a buffer of this length. Its content is arbitrary."""
+        with contextlib.suppress(IndexError):
+            if len(buffer := self._idle.pop()) == nbytes:
+                return buffer
+        return buffers(nbytes, 1)[0]
+
+    def give(self, buffer: memoryview) -> None:
+        """Keep a buffer that nothing uses any more."""
+        self._idle.append(buffer)
+
+
 def address(memory: memoryview | mmap.mmap) -> int:
     """Return the address of the first byte."""
     found: int = np.frombuffer(memory, np.uint8).__array_interface__["data"][0]

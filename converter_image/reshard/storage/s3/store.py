@@ -11,6 +11,7 @@ from botocore import exceptions as boto
 
 from reshard.errors import BugError, DataError, MissingInputError, StorageError, UsageError
 from reshard.parallel import parallel
+from reshard.storage.buffers import BufferPool
 from reshard.storage.protocol import PROBE, PartLimits, Stat, WriteCost
 from reshard.storage.s3.checksums import Checksums
 from reshard.storage.s3.client import client_of
@@ -85,7 +86,7 @@ class S3Store:
         self._checksums = Checksums(storage_options.checksums, self._client, self._named(PROBE))
         self._deleter = Deleter(self._client, bucket)
         self._uploads = Uploads(self._client, bucket, f"{prefix}/" if prefix else "", self._key(PROBE), self._clock)
-        self._idle: list[memoryview] = []  # buffers of writers, of one size because all ranks' files are alike
+        self._idle = BufferPool()  # of writers, of one size because all ranks' files are alike
         self.url = f"{SCHEME}{bucket}" + (f"/{prefix}" if prefix else "")
         self.remote = True
         self.renames = False

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from botocore import exceptions as boto
 
-from reshard.storage.buffers import buffers as mapped
 from reshard.storage.cancellable import cancelled_by, current_check, not_cancelled
 from reshard.storage.s3.checksums import checksum, completed_part, create_upload, headers_of
 from reshard.storage.s3.failures import code_of, failures, stated
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from botocore.client import BaseClient
 
+    from reshard.storage.buffers import BufferPool
     from reshard.storage.protocol import Reader
     from reshard.storage.s3.checksums import Checksums
     from reshard.storage.traffic import Meter
@@ -86,7 +86,7 @@ class S3Writer:
         client: S3 client.
         named: bucket and key of the object.
         checksums: kind of the checksums of the server.
-        idle: memory of finished parts, to reuse.
+        idle: pool of buffers for parts.
         size: length of the object in bytes, if it is known.
         memory: maximum number of bytes that are buffered.
         copies: whether the server copies some parts.
@@ -97,7 +97,7 @@ class S3Writer:
         client: BaseClient,
         named: dict[str, str],
         checksums: Checksums,
-        idle: list[memoryview],
+        idle: BufferPool,
         *,
         size: int | None,
         memory: int,
@@ -108,7 +108,7 @@ class S3Writer:
         self._name = f"s3://{named['Bucket']}/{named['Key']}"
         self._checksums, self._copies, self._cancelled = checksums, copies, current_check()
         self._part_bytes = part_size(size)
-        self._room = threading.Semaphore(buffers(size, memory))
+        self._free = threading.Semaphore(buffers(size, memory))
         self._pool = ThreadPoolExecutor(buffers(size, memory) - 1, thread_name_prefix="reshard-upload")
         self._idle = idle
         self._filling: memoryview | None = None
@@ -122,15 +122,28 @@ class S3Writer:
     def write(self, data: memoryview | bytes | bytearray) -> None:
         """See `Writer.write`."""
         view = memoryview(data)
+        if self._filling is not None and view.obj is self._filling.obj:  # it was produced in `room`
+            self._filled += len(view)
+            return
         while view:
-            if self._filling is not None and self._filled == self._part_bytes:
-                self._send()
-            if self._filling is None:
-                self._filling = self._buffer()
-            n = min(len(view), self._part_bytes - self._filled)
-            self._filling[self._filled : self._filled + n] = view[:n]
+            room = self._room_in_part()
+            n = min(len(view), len(room))
+            room[:n] = view[:n]
             self._filled += n
             view = view[n:]
+
+    def room(self, nbytes: int) -> memoryview | None:
+        """See `Writer.room`. Returns the rest of the part that is being filled, if it is long enough."""
+        room = self._room_in_part()
+        return room if len(room) >= nbytes else None
+
+    def _room_in_part(self) -> memoryview:
+        """Return the rest of the part that is being filled, or a new part if it is full."""
+        if self._filled == self._part_bytes:
+            self._send()
+        if self._filling is None:
+            self._filling = self._buffer()
+        return self._filling[self._filled :]
 
     @property
     def any_order(self) -> bool:
@@ -229,16 +242,13 @@ class S3Writer:
         self._open = False
         self._pool.shutdown(wait=False)
         if self._filling is not None:
-            self._idle.append(self._filling)
+            self._idle.give(self._filling)
         self._filling = None
 
     def _buffer(self) -> memoryview:
-        self._room.acquire()
+        self._free.acquire()
         self._check()
-        with contextlib.suppress(IndexError):
-            if len(buffer := self._idle.pop()) == self._part_bytes:
-                return buffer
-        return mapped(self._part_bytes, 1)[0]
+        return self._idle.take(self._part_bytes)
 
     def _send(self) -> None:
         """Pass the filled part to another thread, which sends it."""
@@ -273,8 +283,8 @@ class S3Writer:
                     etag = stated(self._client.upload_part(**named, Body=Body(content)), "ETag")
             return completed_part(number, etag, carried)
         finally:
-            self._idle.append(buffer)
-            self._room.release()
+            self._idle.give(buffer)
+            self._free.release()
 
     def _is_there(self) -> bool:
         """Return whether the upload was completed by a request whose response was lost."""
