@@ -67,6 +67,9 @@ class MemoryWriter:
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.content += data
 
+    def room(self, nbytes: int) -> None:
+        del nbytes
+
     def write_later(self, data: memoryview) -> Callable[[], None]:
         return partial(self.write, data)
 

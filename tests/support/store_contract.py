@@ -164,10 +164,15 @@ class StoreContract:
         content = random.Random(1).randbytes(21 << 20)
         for size in (len(content), None):
             writer = store.create("rank_0/large", temporary="tmp/large", mode=MODE, size=size, memory=16 << 20)
-            for at in range(0, len(content), 1 << 20):
-                piece = bytearray(content[at : at + (1 << 20)])
-                writer.write(piece)
-                piece[:] = bytes(len(piece))  # it is the caller's again
+            for at in range(0, len(content), 3 << 20):
+                piece = bytearray(content[at : at + (3 << 20)])
+                if size is not None and (room := writer.room(len(piece))) is not None:
+                    room[: len(piece)] = piece
+                    writer.write(room[:1000])
+                    writer.write(room[1000 : len(piece)])
+                else:
+                    writer.write(piece)
+                    piece[:] = bytes(len(piece))  # it is the caller's again
             assert store.stat("rank_0/large") is None
             writer.finish()
             writer.abort()

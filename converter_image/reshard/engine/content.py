@@ -86,6 +86,10 @@ class Content:
         """Whether the functions of `emit_later` may be called in any order, see `Writer.any_order`."""
         return self._encryptor is None and all(writer.any_order for writer in self._writers)
 
+    def room(self, nbytes: int) -> memoryview | None:
+        """Return memory of the writer, see `Writer.room`. None: it has none, or what is produced is not what is written."""
+        return self._writers[0].room(nbytes) if self._encryptor is None and len(self._writers) == 1 else None
+
     def emit(self, part: memoryview) -> None:
         """Pass on the next part."""
         if (write := self.emit_later(part)) is not None:
@@ -205,7 +209,9 @@ def produce(task: Task, plan: RankPlan, writer: Writer, conditions: Conditions) 
         threads = conditions.budget.writes if content.any_order else 1
         steps = moves(plan, task.pieces(plan.rank, crc))
         threads = threads if plan.written_nbytes > PART_BYTES else 0
-        carry_out(steps, files, content.emit_later, conditions.losses, conditions.fingerprints, threads=threads)
+        carry_out(
+            steps, files, content.emit_later, conditions.losses, conditions.fingerprints, threads=threads, room=content.room
+        )
         digest = content.finish()
         files.check_unchanged()
     return digest

@@ -12,7 +12,7 @@ from reshard.checkpoint.output import Checksum
 from reshard.engine.cast import Losses, cast
 from reshard.engine.gather import Gatherer, element_type
 from reshard.engine.memory import BUFFER_BYTES, PART_BYTES, TILE_BYTES
-from reshard.engine.overlap import emitting
+from reshard.engine.overlap import emitting, no_room
 from reshard.engine.small import Small, placed
 from reshard.storage.buffers import ALIGNMENT
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from reshard.engine.fingerprints import FileFingerprints
     from reshard.engine.gather import SourceFiles
     from reshard.engine.moves import Fill, Move
-    from reshard.engine.overlap import Emit, Output
+    from reshard.engine.overlap import Emit, Output, Room
     from reshard.engine.small import Placed
     from reshard.plan.columns import Numbers
 
@@ -35,6 +35,7 @@ def carry_out(
     fingerprints: FileFingerprints | None = None,
     *,
     threads: int = 0,
+    room: Room = no_room,
 ) -> None:
     """Produce the bytes of these moves, in order.
 
@@ -45,12 +46,13 @@ def carry_out(
         losses: counters of the elements that casts change.
         fingerprints: fingerprints of the tensors, to which these moves are added.
         threads: number of threads that write, see `emitting`.
+        room: function that returns memory of the writer, see `emitting`.
 
     Raises:
         DataError, StorageError: the source cannot be read.
         Exception: `emit` failed. It is not called again.
     """
-    with emitting(emit, BUFFER_BYTES, threads) as output:
+    with emitting(emit, BUFFER_BYTES, threads, room) as output:
         tiles = Tiles(Gatherer(files, TILE_BYTES), output, PART_BYTES, losses, fingerprints)
         for move in moves:
             tiles.carry_out(move)

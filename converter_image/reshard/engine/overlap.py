@@ -16,22 +16,28 @@ if TYPE_CHECKING:
     from reshard.storage.protocol import Write
 
     Emit = Callable[[memoryview], Write | None]
+    Room = Callable[[int], memoryview | None]
+
+
+def no_room(_: int) -> None:
+    """Return no memory of a writer, see `Writer.room`."""
 
 
 @contextmanager
-def emitting(emit: Emit, nbytes: int, threads: int) -> Iterator[Output]:
+def emitting(emit: Emit, nbytes: int, threads: int, room: Room = no_room) -> Iterator[Output]:
     """Yield the output of a file. All parts have been written when the context ends without an error.
 
     Args:
         emit: callback with the next part of the file. If it does not write the part, it returns a function that does.
         nbytes: length of each buffer.
         threads: number of threads that call what `emit` returns. One thread keeps the order of the parts. 0: no other thread.
+        room: function that returns memory of the writer, see `Writer.room`. If there is any, no other thread writes.
 
     Raises:
         Exception: `emit` or a write failed. Neither is called again.
     """
-    if not threads:
-        yield Output(emit, *buffers(nbytes, 1))
+    if not threads or room(nbytes) is not None:
+        yield Output(emit, buffers(nbytes, 1)[0], room)
         return
     output = _ThreadedOutput(emit, nbytes, threads)
     try:
@@ -45,12 +51,18 @@ def emitting(emit: Emit, nbytes: int, threads: int) -> Iterator[Output]:
 class Output:
     """Takes the parts of a file in order, and writes each of them at once.
 
+    Args:
+        emit: callback with the next part of the file, see `emitting`.
+        own: memory to produce parts in if the writer has none.
+        room: function that returns memory of the writer, see `Writer.room`.
+
     Attributes:
         buffer: memory to produce the next parts in. It starts at a page, as writes past the page cache require.
     """
 
-    def __init__(self, emit: Emit, buffer: memoryview) -> None:
-        self._emit, self.buffer = emit, buffer
+    def __init__(self, emit: Emit, own: memoryview, room: Room = no_room) -> None:
+        self._emit, self._own, self._room = emit, own, room
+        self.buffer = room(len(own)) or own
 
     def emit(self, start: int, end: int) -> None:
         """Take a part of the buffer, which must not be modified before `exchange`."""
@@ -59,6 +71,7 @@ class Output:
 
     def exchange(self) -> None:
         """Replace the buffer by one whose parts have been written. Parts that were not emitted are lost."""
+        self.buffer = self._room(len(self._own)) or self._own
 
 
 class _ThreadedOutput(Output):

@@ -168,6 +168,12 @@ class Writer(NewFile, Protocol):
     def any_order(self) -> bool:
         """Whether the functions of `write_later` may be called in any order and at the same time, and not only in order."""
 
+    def room(self, nbytes: int) -> memoryview | None:
+        """Return memory of the writer in which the next `nbytes` bytes or more may be produced. None: it has none.
+
+        What is written from there is not copied. The caller must not modify it afterwards.
+        """
+
     def write_later(self, data: memoryview) -> Write | None:
         """Append `data`. Return a function that writes it, or None if it was written.
 

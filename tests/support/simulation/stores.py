@@ -97,6 +97,9 @@ class _Writer:
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self._content += data
 
+    def room(self, nbytes: int) -> None:
+        del nbytes
+
     def write_later(self, data: memoryview) -> None:
         self.write(data)
 

@@ -145,6 +145,11 @@ class LocalWriter(LocalNewFile):
         """See `Writer.any_order`."""
         return self._direct is not None
 
+    def room(self, nbytes: int) -> memoryview | None:
+        """See `Writer.room`. Always None."""
+        del nbytes
+        return None
+
     def write_later(self, data: memoryview) -> Write | None:
         """See `Writer.write_later`."""
         if self._direct is None:
