@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import disk
@@ -15,14 +16,24 @@ import rawfiles
 from effort import examples
 from hypothesis import assume, given
 
-from reshard.checkpoint.manifest import ParameterTable
+from reshard.checkpoint.manifest import (
+    SCHEMA,
+    KindRecord,
+    LayoutRecord,
+    Manifest,
+    ParameterRecord,
+    ParameterTable,
+    SourceRecord,
+    indented,
+)
 from reshard.cli import main
-from reshard.engine.fingerprints import FileFingerprints
+from reshard.engine.file_fingerprints import FileFingerprints
 from reshard.engine.gather import Gatherer
+from reshard.errors import DataError
 from reshard.layout.box import Box
 from reshard.layout.fingerprint import Fingerprints
 from reshard.storage import open_store
-from reshard.target.fingerprints import Conflict, FingerprintSums, SliceFingerprints, text_of
+from reshard.target.fingerprint_sums import FingerprintSums, SliceFingerprints
 from reshard.target.folder import TargetFolder
 
 if TYPE_CHECKING:
@@ -33,7 +44,7 @@ if TYPE_CHECKING:
 def of(content: np.ndarray) -> str:
     """The fingerprint of a whole tensor, as in a manifest."""
     box = Box.whole(content.shape)
-    return text_of(Fingerprints().of_box(memoryview(content.tobytes()), content.shape, box, content.itemsize))
+    return f"{Fingerprints().of_box(memoryview(content.tobytes()), content.shape, box, content.itemsize):016x}"
 
 
 def stated(target: Path) -> dict[str, str | None]:
@@ -102,9 +113,10 @@ def test_those_of_casts_are_of_the_written_elements(made: disk.Checkpoint, targe
     assert {name: of(tensors[name]) for name in found} == found == stated(tmp_path / "whole")
 
 
-def test_slices_without_layout_have_none(made: disk.Checkpoint, target: Path) -> None:
-    assert main(["transform", "--source", str(made.source), "--output", "same", "--target", str(target)]) == 0
-    assert stated(target) == {"w": None, "m": None, "b": None, "step": expected(made.model)["step"]}
+@pytest.mark.parametrize("ranks", [(), ("--only-ranks", "0")], ids=["all", "one"])
+def test_slices_without_layout_have_none(made: disk.Checkpoint, target: Path, ranks: tuple[str, ...]) -> None:
+    assert main(["transform", "--source", str(made.source), "--output", "same", "--target", str(target), *ranks]) == 0
+    assert set(stated(target).values()) == {None}
 
 
 def test_those_of_encrypted_files_are_of_the_plaintext(made: disk.Checkpoint, target: Path, tmp_path: Path) -> None:
@@ -168,6 +180,27 @@ def test_names_of_several_tensors_are_not_compared(made: disk.Checkpoint, target
     folder.write_manifest(msgspec.structs.replace(manifest, parameters=ParameterTable(table.kinds, table.records + wrong)))
     assert further(target, tmp_path / "next") == 0
     assert stated(tmp_path / "next") == expected(made.model)
+
+
+@pytest.mark.parametrize("count", [0, 1, 4096, 4097])
+def test_a_manifest_is_indented_in_parts(count: int) -> None:
+    records = tuple(ParameterRecord(f'"records": [] {number}', 0, fingerprint="0" * 16) for number in range(count))
+    kind = KindRecord("Float32", (8,), "cut", None, LayoutRecord((1,), ((),)))
+    manifest = Manifest(
+        schema=SCHEMA,
+        version="1",
+        digest="d",
+        source=SourceRecord("/source", "ckpt", 1, 8),
+        format="ckpt",
+        ranks="0",
+        target_ranks=1,
+        options={"rename": ['"records": []']},
+        bytes_needed=8,
+        bytes_distinct=8,
+        files=(),
+        parameters=ParameterTable((kind,), records),
+    )
+    assert b"".join(indented(manifest)) == msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
 
 
 @pytest.fixture
@@ -239,33 +272,76 @@ def test_an_interrupted_transform_keeps_those_of_finished_ranks(made: disk.Check
     assert stated(target) == expected(made.model)
 
 
-def sums(*slices: tuple[int, tuple[int, ...], tuple[int, ...], dict[str, int]]) -> FingerprintSums:
-    """Sums of slices of tensors of shape (4, 4): rank, start, lengths, and fingerprints by name."""
-    found = FingerprintSums()
+Slices = tuple[int, tuple[int, ...], tuple[int, ...], dict[int, int]]
+
+
+def sums(*slices: Slices) -> FingerprintSums:
+    """Sums of slices of two tensors of shape (4, 4): rank, start, lengths, and fingerprints by parameter."""
+    files: dict[int, list[SliceFingerprints]] = {}
+    found = FingerprintSums([(4, 4)], (0, 0), files.__getitem__)
     for rank, start, lengths, values in slices:
-        found.add(rank, [SliceFingerprints.of((4, 4), Box(start, lengths), values, np.array([*values.values()], np.uint64))])
+        arrays = np.array([*values]), np.array([*values.values()], np.uint64)
+        files[rank] = [SliceFingerprints.of(Box(start, lengths), *arrays)]
+        found.add(rank, files[rank])
     return found
+
+
+def whole(found: FingerprintSums) -> dict[int, int]:
+    values, valid = found.whole()
+    return {number: int(values[number]) for number in np.flatnonzero(valid).tolist()}
 
 
 def test_sums_are_those_of_exactly_one_copy_of_each_slice() -> None:
     found = sums(
-        (0, (0, 0), (2, 4), {"a": 1, "b": 10}),
-        (1, (2, 0), (2, 4), {"a": 2, "b": (1 << 64) - 3}),
-        (2, (0, 0), (2, 4), {"a": 1, "b": 10}),
+        (0, (0, 0), (2, 4), {0: 1, 1: 10}),
+        (1, (2, 0), (2, 4), {0: 2, 1: (1 << 64) - 3}),
+        (2, (0, 0), (2, 4), {0: 1, 1: 10}),
     )
-    assert (found.whole(), found.conflicts) == ({"a": 3, "b": 7}, [])
+    assert (whole(found), found.conflicts) == ({0: 3, 1: 7}, {})
 
 
 def test_files_may_group_parameters_in_different_ways() -> None:
-    found = sums((0, (0, 0), (2, 4), {"a": 1, "b": 2}), (1, (2, 0), (2, 4), {"b": 3}), (2, (2, 0), (2, 4), {"a": 4}))
-    assert found.whole() == {"a": 5, "b": 5}
+    first = (0, (0, 0), (2, 4), {0: 1, 1: 2})
+    found = sums(first, (1, (2, 0), (2, 4), {1: 3}), (2, (2, 0), (2, 4), {0: 4}), (3, (2, 0), (2, 4), {0: 4, 1: 3}))
+    assert (whole(found), found.conflicts) == ({0: 5, 1: 5}, {})
+    found = sums(first, (1, (2, 0), (2, 4), {1: 3}), (2, (2, 0), (2, 4), {0: 4, 1: 6}), (3, (2, 0), (2, 4), {0: 7}))
+    assert (whole(found), found.conflicts) == ({}, {0: (2, 3), 1: (1, 2)})
 
 
 @pytest.mark.parametrize("second", [((1, 0), (3, 4)), ((3, 0), (1, 4)), ((1, 0), (2, 4))])
 def test_slices_that_overlap_or_leave_gaps_have_no_sum(second: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
-    assert sums((0, (0, 0), (2, 4), {"a": 1}), (1, *second, {"a": 2})).whole() == {}
+    assert whole(sums((0, (0, 0), (2, 4), {0: 1}), (1, *second, {0: 2}))) == {}
 
 
 def test_copies_that_differ_have_no_sum() -> None:
-    found = sums((0, (0, 0), (4, 4), {"a": 1, "b": 2}), (7, (0, 0), (4, 4), {"a": 1, "b": 3}))
-    assert (found.whole(), found.conflicts) == ({"a": 1}, [Conflict("b", (0, 7))])
+    found = sums((0, (0, 0), (4, 4), {0: 1, 1: 2}), (7, (0, 0), (4, 4), {0: 1, 1: 3}))
+    assert (whole(found), found.conflicts) == ({0: 1}, {1: (0, 7)})
+
+
+def test_fingerprints_of_unknown_parameters_are_refused() -> None:
+    with pytest.raises(DataError, match="parameter 2 of 2"):
+        sums((0, (0, 0), (4, 4), {2: 1}))
+    record = msgspec.json.encode(SliceFingerprints((0,), (1,), bytes(4), bytes(8)))
+    for damaged in (record.replace(b"AAAAAAAAAAA", b"AAAAAAA"), record.replace(b"[0]", b"[-1]")):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.json.decode(damaged, type=SliceFingerprints)
+
+
+def test_memory_does_not_grow_with_the_fingerprints_of_slices() -> None:
+    names, ranks, rng = 1000, 512, np.random.default_rng(0)
+
+    def slices(rank: int) -> list[SliceFingerprints]:
+        return [
+            SliceFingerprints.of(Box((rank, 0), (1, 4)), np.arange(names), rng.integers(1 << 63, size=names).astype(np.uint64))
+        ]
+
+    tracemalloc.start()
+    try:
+        found = FingerprintSums([(ranks, 4)], (0,) * names, slices)
+        for rank in range(ranks):
+            found.add(rank, slices(rank))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.whole()[1].all()
+    assert peak < 320 * ranks + 128 * names

@@ -351,12 +351,27 @@ class _Versioned(msgspec.Struct):
 
 
 T = TypeVar("T")
+_RECORDS_TOGETHER = 4096
+# Around indented records at their level of the document.
+_BEFORE_NESTED, _AFTER_NESTED = b'{\n  "": {\n    "": [', b"\n    ]\n  }\n}"
 
 
-def encode(document: msgspec.Struct, *, pretty: bool = False) -> bytes:
+def encode(document: msgspec.Struct) -> bytes:
     """Return a document as JSON."""
-    content = msgspec.json.encode(document)
-    return msgspec.json.format(content, indent=2) + b"\n" if pretty else content
+    return msgspec.json.encode(document)
+
+
+def indented(manifest: Manifest) -> Iterator[bytes]:
+    """Yield a manifest as indented JSON, in several parts: the text of many parameters takes more memory than they do."""
+    table = manifest.parameters
+    rest = msgspec.structs.replace(manifest, parameters=ParameterTable(table.kinds))
+    before, records, after = msgspec.json.format(encode(rest), indent=2).partition(b'"records": []')
+    yield before + records[:-1]
+    for at in range(0, len(table.records), _RECORDS_TOGETHER):
+        some = msgspec.json.encode({"": {"": table.records[at : at + _RECORDS_TOGETHER]}})
+        text = msgspec.json.format(some, indent=2).removeprefix(_BEFORE_NESTED).removesuffix(_AFTER_NESTED)
+        yield b"," + text if at else text
+    yield (b"\n    ]" if table.records else b"]") + after + b"\n"
 
 
 def decode(content: bytes, kind: type[T], where: str, *, fix: str = "delete the file and run the transform again") -> T:

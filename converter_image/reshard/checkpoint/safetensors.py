@@ -37,6 +37,7 @@ _STRINGS = "reshard.str"
 _LENGTH = struct.Struct("<Q")
 _CRC_DIGITS = 10
 _BLOCK = 1 << 20
+_ENCODED_TOGETHER = 4096
 _MAX_MARKS = 2 * MAX_TENSORS  # MindSpore marks every Int4 tensor
 
 
@@ -208,29 +209,28 @@ def _header(tensors: Sequence[OutputTensor], metadata: Mapping[str, str], crc: i
         marks[_STRINGS] = msgspec.json.encode([tensor.name for tensor in tensors if tensor.dtype == STRING]).decode()
     if crc is not None:
         marks[_CRC] = f"{crc:0{_CRC_DIGITS}d}"  # fixed length, so that the file size is known before the content
-    header: dict[str, object] = {_METADATA: marks}
-    end = 0
+    reserved = {_METADATA, *marks, _CRC, _STRINGS}
     for tensor in tensors:
-        dtype, first, end = dtypes[tensor.dtype], end, end + tensor.nbytes
-        shape = tensor.shape if dtype.values == 1 else dtype.count_values(tensor.shape)
-        header[tensor.name] = _Header(dtype.safetensors or "", shape, (first, end))
-    for name in (_METADATA, *marks, _CRC, _STRINGS):
-        if header.get(name, marks) is marks:
-            continue
-        kind = next(tensor.dtype for tensor in tensors if tensor.name == name)
-        if name == _METADATA or name in marks or kind == INT4:
+        if tensor.name in reserved and (tensor.name == _METADATA or tensor.name in marks or tensor.dtype == INT4):
             raise DataError(
                 "ReservedName",
-                f"safetensors reserves the name of this {kind} parameter",
-                where=f"parameter {name}",
+                f"safetensors reserves the name of this {tensor.dtype} parameter",
+                where=f"parameter {tensor.name}",
                 fix="rename the parameter; unless the output is unified, you can also write .ckpt files: "
                 "--format ckpt (spec.target.format: Ckpt)",
             )
     if INT4 in dtypes:
         marks |= {tensor.name: INT4 for tensor in tensors if tensor.dtype == INT4}
-    if not marks:
-        del header[_METADATA]
-    encoded = msgspec.json.encode(header)
+    # Few tensors are in memory in another form at a time.
+    parts, end = [msgspec.json.encode({_METADATA: marks})[1:-1]] if marks else [], 0
+    for at in range(0, len(tensors), _ENCODED_TOGETHER):
+        header = {}
+        for tensor in tensors[at : at + _ENCODED_TOGETHER]:
+            dtype, first, end = dtypes[tensor.dtype], end, end + tensor.nbytes
+            shape = tensor.shape if dtype.values == 1 else dtype.count_values(tensor.shape)
+            header[tensor.name] = _Header(dtype.safetensors or "", shape, (first, end))
+        parts.append(msgspec.json.encode(header)[1:-1])
+    encoded = b"{" + b",".join(parts) + b"}"
     encoded += b" " * (-len(encoded) % 8)
     if len(encoded) > MAX_HEADER_BYTES:
         raise OutputError(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.output import Piece
     from reshard.engine.bands import Batch
-    from reshard.engine.fingerprints import FileFingerprints
+    from reshard.engine.file_fingerprints import FileFingerprints
     from reshard.engine.gather import SourceFiles
     from reshard.engine.memory import PassBudget
     from reshard.engine.task import Task

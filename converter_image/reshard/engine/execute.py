@@ -19,7 +19,7 @@ from reshard.storage.buffers import ALIGNMENT
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from reshard.engine.fingerprints import FileFingerprints
+    from reshard.engine.file_fingerprints import FileFingerprints
     from reshard.engine.gather import SourceFiles
     from reshard.engine.moves import Fill, Move
     from reshard.engine.overlap import Emit, Output, Room

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from reshard.engine.bands import Batch
     from reshard.engine.cast import Losses
-    from reshard.engine.fingerprints import FileFingerprints
+    from reshard.engine.file_fingerprints import FileFingerprints
     from reshard.engine.gather import SourceFiles
     from reshard.engine.memory import PassBudget
     from reshard.engine.moves import Move

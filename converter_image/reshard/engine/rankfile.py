@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from reshard.checkpoint.manifest import FileRecord, LinkRecord
 from reshard.checkpoint.output import Span
 from reshard.engine.content import Conditions, assemble, produce
-from reshard.engine.fingerprints import FileFingerprints
+from reshard.engine.file_fingerprints import FileFingerprints
 from reshard.engine.memory import HEADERS_AHEAD_BYTES
 from reshard.engine.verify import check_file, differing_copy, unreadable
 from reshard.errors import BugError, DataError, ReshardError
@@ -88,9 +88,9 @@ class Run:
 
     def conditions(self, plan: RankPlan, budget: Budget) -> Conditions:
         """Return new conditions for producing the file of a rank."""
-        return Conditions(
-            fingerprints=FileFingerprints(plan), progress=self.progress, cancellation=self.cancellation, budget=budget
-        )
+        # If ranks keep their own tensors, nothing states which slices of parameters these are.
+        fingerprints = None if self.task.model.same else FileFingerprints(plan)
+        return Conditions(fingerprints=fingerprints, progress=self.progress, cancellation=self.cancellation, budget=budget)
 
 
 class RankFile:

@@ -68,12 +68,12 @@ class Planner:
         return tuple(self._plan(rank, each, picks) for rank, each in zip(ranks, needed, strict=True))
 
     def _plan(self, rank: int, needed: dict[Kind, Needs], picks: dict[tuple[int, ...], int]) -> RankPlan:
-        names, groups = self._names(rank), []
+        names, groups = self._of_rank(self._names_of_group, rank), []
         for kind, numbers in self.members(rank).items():
             found, ranks = _slice(kind, kind.box(rank % self.model.target_devices), needed[self.like(kind)], picks)
             positions = () if kind.shards is not None else self._positions(ranks, names[numbers])
             groups.append(TensorGroup(kind, numbers, found, ranks, positions))
-        return RankPlan(rank, self.parameters(rank), tuple(groups), self._tables)
+        return RankPlan(rank, self.parameters(rank), self._of_rank(self._positions_of_group, rank), tuple(groups), self._tables)
 
     def _positions(self, ranks: tuple[int, ...], names: Numbers) -> tuple[Numbers, ...]:
         """Return the positions of entries with these names in the structures of the files of source ranks."""
@@ -233,15 +233,23 @@ class Planner:
     @cached_property
     def parameters_of_group(self) -> tuple[tuple[Parameter, ...], ...]:
         """Parameters of each target stage. If ranks keep their own tensors: of each structure of the source."""
+        parameters = self.model.parameters
+        if len(self._positions_of_group) == 1 and not self.model.same:
+            return (parameters,)
+        return tuple(tuple([parameters[at] for at in positions.tolist()]) for positions in self._positions_of_group)
+
+    @cached_property
+    def _positions_of_group(self) -> tuple[Numbers, ...]:
+        """Positions in the model of the parameters of each group, ascending."""
         model = self.model
         count = len(model.inventory.structures) if model.same else model.target_stages
-        groups: list[list[Parameter]] = [[] for _ in range(count)]
         if count == 1 and not model.same:
-            return (model.parameters,)
-        for parameter in model.parameters:
+            return (np.arange(len(model.parameters)),)
+        groups: list[list[int]] = [[] for _ in range(count)]
+        for number, parameter in enumerate(model.parameters):
             for group in parameter.kind.structures if model.same else parameter.kind.target_stages:
-                groups[group].append(parameter)
-        return tuple(map(tuple, groups))
+                groups[group].append(number)
+        return tuple(np.array(group, np.int64) for group in groups)
 
     @cached_property
     def members_of_group(self) -> tuple[dict[Kind, Numbers], ...]:
@@ -253,13 +261,14 @@ class Planner:
             found.append(dict(zip(kinds, members_of(numbers, len(kinds)), strict=True)))
         return tuple(found)
 
-    def _names(self, rank: int) -> Numbers:
-        """Return the number of the source name of each parameter of a target rank's file."""
-        found = self._names_of_group[self._group(rank)]
+    def _of_rank(self, of_groups: Sequence[Numbers], rank: int) -> Numbers:
+        """Return the numbers of the parameters of a target rank's file, given those of each group."""
+        found = of_groups[self._group(rank)]
         return found[np.asarray(self._share(rank))] if self.divides else found
 
     @cached_property
     def _names_of_group(self) -> tuple[Numbers, ...]:
+        """The number of the source name of each parameter of each group."""
         return tuple(map(self._tables.names, self.parameters_of_group))
 
     @cached_property

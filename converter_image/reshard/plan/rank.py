@@ -96,12 +96,14 @@ class RankPlan:
     Attributes:
         rank: number of the rank.
         parameters: parameter of each tensor, in the order of the file.
+        in_model: position of each parameter in the model.
         groups: the tensors, grouped by what they have in common.
         tables: entries of the source's files.
     """
 
     rank: int
     parameters: tuple[Parameter, ...]
+    in_model: Numbers
     groups: tuple[TensorGroup, ...]
     tables: Tables
 

@@ -24,7 +24,7 @@ _SAMPLE_BYTES = 4 << 10
 class ContentDigest:
     """Calculates the content digest of a file, part by part."""
 
-    def __init__(self, content: bytes = b"") -> None:
+    def __init__(self, content: bytes | memoryview = b"") -> None:
         self._state = xxhash.xxh3_128(content)
 
     def update(self, data: memoryview | bytes) -> None:

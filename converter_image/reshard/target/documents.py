@@ -6,12 +6,12 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from reshard.checkpoint.manifest import MANIFEST_NAME, STATE, Manifest, decode, encode
+from reshard.checkpoint.manifest import MANIFEST_NAME, STATE, Manifest, decode, indented
 from reshard.errors import DataError, MissingInputError
 from reshard.storage.digest import ContentDigest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from reshard.storage.protocol import ReadStore, Store
 
@@ -19,12 +19,17 @@ LOCK = f"{STATE}/lock"
 LARGEST_DOCUMENT = 4 << 30
 LARGEST_RECORD = 1 << 20  # of a task
 _CHECKSUM = b',\n  "checksum": "'  # before the last field of a manifest
+_END = b"\n}\n"
 
 
-def _with_checksum(content: bytes) -> bytes:
-    """Return a manifest with the digest of itself as its last field."""
-    start = content.removesuffix(b"\n}\n")
-    return start + _CHECKSUM + str(ContentDigest(content)).encode() + b'"\n}\n'
+def _with_checksum(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the parts of a manifest with the digest of itself as its last field."""
+    digest, last = ContentDigest(), b""
+    for part in parts:
+        digest.update(part)
+        yield last
+        last = part
+    yield last.removesuffix(_END) + _CHECKSUM + str(digest).encode() + b'"' + _END
 
 
 def check_manifest(store: ReadStore, *, fix: str) -> None:
@@ -38,8 +43,10 @@ def check_manifest(store: ReadStore, *, fix: str) -> None:
         DataError: the manifest has changed.
     """
     content = store.read(MANIFEST_NAME, LARGEST_DOCUMENT)
-    start, _, _ = content.rpartition(_CHECKSUM)
-    if content != _with_checksum(start + b"\n}\n"):
+    at = max(0, content.rfind(_CHECKSUM))
+    digest = ContentDigest(memoryview(content)[:at])
+    digest.update(_END)
+    if content[at:] != b"".join((_CHECKSUM, str(digest).encode(), b'"', _END)):
         raise DataError("ContentChanged", f"the content of {MANIFEST_NAME} has changed", where=store.url, fix=fix)
 
 
@@ -93,17 +100,18 @@ class TargetDocuments:
 
     def write_manifest(self, manifest: Manifest, folder: str = STATE) -> None:
         """Mark the checkpoint as complete. The folder of the task contains the file until then."""
-        self.publish(MANIFEST_NAME, _with_checksum(encode(manifest, pretty=True)), folder)
+        self.publish(MANIFEST_NAME, _with_checksum(indented(manifest)), folder)
 
-    def publish(self, path: str, content: bytes, folder: str) -> None:
-        """Write a document at its final path. The folder of the task contains the file until then.
+    def publish(self, path: str, content: Iterable[bytes], folder: str) -> None:
+        """Write the parts of a document at its final path. The folder of the task contains the file until then.
 
         Raises:
             LockedError: another process has taken over the lock.
         """
         writer = self.store.create(path, temporary=f"{folder}/{uuid.uuid4().hex}.tmp", mode=self.mode)
         try:
-            writer.write(content)
+            for part in content:
+                writer.write(part)
             writer.flush()
             self.check_lock()
             writer.finish()

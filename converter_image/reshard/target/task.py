@@ -17,7 +17,7 @@ from reshard.parallel import parallel
 from reshard.storage.cancellable import CancellableReader
 from reshard.storage.digest import ContentDigest, is_version, matches, sample_of
 from reshard.target.documents import LARGEST_DOCUMENT, LARGEST_RECORD, D, TargetDocuments
-from reshard.target.fingerprints import FingerprintSums, SliceFingerprints
+from reshard.target.fingerprint_sums import FingerprintSums, SliceFingerprints
 from reshard.target.snapshot import TaskRecord
 
 if TYPE_CHECKING:
@@ -284,9 +284,23 @@ class TaskState:
             for name, loss in record.losses.items():
                 found[name] = found.get(name, Loss()).plus(loss)
         if read < len(names):
-            where = f"{self.target.store.url}/{self.folder}/records"
-            raise MissingInputError("FileMissing", "a record was deleted", where=where, fix="run the transform again")
+            raise self._record_deleted()
         return found
+
+    def fingerprints(self, rank: int) -> tuple[SliceFingerprints, ...]:
+        """Return the fingerprints of the slices in the file of a finished rank.
+
+        Raises:
+            MissingInputError: the record was deleted.
+        """
+        record = self._record(f"rank_{rank}.json", _WithParameters)
+        if record is None:
+            raise self._record_deleted()
+        return record.fingerprints
+
+    def _record_deleted(self) -> MissingInputError:
+        where = f"{self.target.store.url}/{self.folder}/records"
+        return MissingInputError("FileMissing", "a record was deleted", where=where, fix="run the transform again")
 
     def _complete_records(self, names: Sequence[str], check: Callable[[], None]) -> Iterator[_WithParameters]:
         for start in range(0, len(names), _RECORDS_AT_ONCE):  # each can be large

@@ -19,14 +19,14 @@ from reshard.spec.request import STRICTNESS
 from reshard.storage.cancellable import CancellableStore
 from reshard.storage.digest import ContentDigest
 from reshard.target.documents import LOCK
-from reshard.target.fingerprints import FingerprintSums
+from reshard.target.fingerprint_sums import FingerprintSums
 from reshard.target.lock import serialized
 from reshard.target.parts import all_there, unite, with_files, with_losses
 from reshard.target.snapshot import TaskRecord
 from reshard.telemetry import durations, phase
 from reshard.transform.consistency import SharedParameter, check_stages
 from reshard.transform.documents import documents_of
-from reshard.transform.fingerprints import with_fingerprints
+from reshard.transform.fingerprint_check import with_fingerprints
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -84,13 +84,32 @@ def commit_task(
         MissingInputError: a rank is not finished; or the stage was the last one, and all stages together lack a parameter.
         RequestError: only some ranks would replace a checkpoint.
     """
+    manifest = _manifest_of(target, document, snapshot, wanted, cancellation, verification)
+    if document.stage is None:
+        return _complete(target, document, snapshot, manifest, cancellation)
+    with serialized(target, f"{LOCK}-commit", cancellation.check):  # only one of two last stages completes the checkpoint
+        target.task(document.digest).finish_stage(manifest)
+        return _complete_with_siblings(target, document, manifest, cancellation)
+
+
+def _manifest_of(
+    target: TargetFolder,
+    document: TaskRecord,
+    snapshot: TargetSnapshot,
+    wanted: tuple[int, ...] | None,
+    cancellation: Cancellation,
+    verification: Verification,
+) -> Manifest:
+    """Return the manifest of a task with its finished files, see `commit_task`."""
     state = target.task(document.digest)
     draft = state.draft()
     every = ranks_of(draft)
     ranks = every if wanted is None else tuple(sorted({*wanted} & {*every}))
     if document.replaces:
         refuse_loss(target, snapshot, ranks, every, shape_of(draft))
-    fingerprints = FingerprintSums()
+    table = draft.parameters
+    kinds = (record.kind for record in table.records)
+    fingerprints = FingerprintSums([kind.shape for kind in table.kinds], kinds, state.fingerprints)
     records = recorded(target, document, snapshot, ranks, cancellation, fingerprints=fingerprints)
     least = STRICTNESS[verification]
     missing = tuple(rank for rank in ranks if rank not in records or STRICTNESS[records[rank].verified] < least)
@@ -100,14 +119,9 @@ def commit_task(
     extended = snapshot.manifest_for(document)
     parameters = _with_losses(target, document, extended, draft, files, cancellation)
     parameters = with_fingerprints(parameters, fingerprints, draft, files, extended)
-    manifest = msgspec.structs.replace(
+    return msgspec.structs.replace(
         draft, ranks=format_ranks(ranks), files=files, parameters=parameters, key_check=document.key_check
     )
-    if document.stage is None:
-        return _complete(target, document, snapshot, manifest, cancellation)
-    with serialized(target, f"{LOCK}-commit", cancellation.check):  # only one of two last stages completes the checkpoint
-        state.finish_stage(manifest)
-        return _complete_with_siblings(target, document, manifest, cancellation)
 
 
 def _with_losses(
@@ -190,11 +204,11 @@ def _complete(
     if maps:
         state.begin_documents()
     for file in manifest.carried:
-        target.publish(file.path, state.carried(file), state.folder)
+        target.publish(file.path, [state.carried(file)], state.folder)
     for name, text in maps.items():
-        target.publish(name, text, state.folder)
+        target.publish(name, [text], state.folder)
     if content is not None:
-        target.publish(INDEX_NAME, content, state.folder)
+        target.publish(INDEX_NAME, [content], state.folder)
     manifest = msgspec.structs.replace(manifest, durations=manifest.durations | durations())
     target.write_manifest(manifest, state.folder)
     digests = {document.digest, *(task.digest for task in snapshot.tasks)}

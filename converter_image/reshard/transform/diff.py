@@ -23,7 +23,7 @@ from reshard.spec.request import Options
 from reshard.target.documents import check_manifest
 from reshard.target.folder import TargetFolder
 from reshard.telemetry import operation, phase
-from reshard.transform.fingerprints import stated_fingerprints
+from reshard.transform.fingerprint_check import stated_fingerprints
 from reshard.transform.inputs import cancellable, inputs_to_read
 from reshard.transform.prepare import prepare
 
@@ -126,6 +126,22 @@ class _Stated(NamedTuple):
         return Side(self.dtype, self.shape)
 
 
+class _Compared(NamedTuple):
+    """The result of comparing what is stated of parameters.
+
+    Attributes:
+        differences: parameters that differ.
+        same: number of parameters that are equal.
+        by_fingerprint: number of parameters whose fingerprints were compared.
+        unknown: names of parameters that must be read.
+    """
+
+    differences: list[ParameterDifference]
+    same: int
+    by_fingerprint: int
+    unknown: list[str]
+
+
 class _Opened:
     """A checkpoint as one rank that holds every parameter whole."""
 
@@ -199,9 +215,9 @@ def diff_checkpoints(  # noqa: PLR0913 - one for each option
         if not read and all(found and all(each.fingerprint for each in found.values()) for found in known):
             before, after = ({name: each for name, each in found.items() if wanted(name)} for found in known)
             _check_wanted(before, after, f"{a}, {b}")
-            differences, same, unknown = _compare(before, after, read=False)
+            differences, same, by_fingerprint, unknown = _compare(before, after, read=False)
             assert not unknown  # noqa: S101 - all of them have fingerprints
-            return DiffResult(a, b, same, _common(before, after), 0, tuple(differences), measured.seconds)
+            return DiffResult(a, b, same, by_fingerprint, 0, tuple(differences), measured.seconds)
         tasks = [
             _task(url, strategy, options, decryption, progress, cancellation)
             for url, strategy in ((a, strategy_a), (b, strategy_b))
@@ -215,7 +231,7 @@ def diff_checkpoints(  # noqa: PLR0913 - one for each option
                 for side, stated in zip(sides, known, strict=True)
             )
             _check_wanted(before, after, f"{a}, {b}")
-            differences, same, unknown = _compare(before, after, read=read)
+            differences, same, by_fingerprint, unknown = _compare(before, after, read=read)
             total = sum(sides[0].plan.parameters[sides[0].numbers[name]].nbytes for name in unknown)
             progress.begin("Comparing", total, "bytes")
             with phase("compare", bytes_compared=total):
@@ -226,7 +242,7 @@ def diff_checkpoints(  # noqa: PLR0913 - one for each option
         order = {name: number for number, name in enumerate([*before, *after])}
         differences = sorted([*differences, *contents], key=lambda each: order[each.name])
         equal = same + len(unknown) - len(contents)
-        return DiffResult(a, b, equal, _common(before, after) - len(unknown), total, tuple(differences), measured.seconds)
+        return DiffResult(a, b, equal, by_fingerprint, total, tuple(differences), measured.seconds)
 
 
 def _stated(url: str, storage_options: StorageOptions | None) -> dict[str, _Stated]:
@@ -282,20 +298,9 @@ def _check_wanted(before: Mapping[str, _Stated], after: Mapping[str, _Stated], w
         )
 
 
-def _common(before: Mapping[str, _Stated], after: Mapping[str, _Stated]) -> int:
-    """Return the number of parameters that have the same type and shape in both checkpoints."""
-    return sum(name in after and after[name][:2] == stated[:2] for name, stated in before.items())
-
-
-def _compare(
-    before: Mapping[str, _Stated], after: Mapping[str, _Stated], *, read: bool
-) -> tuple[list[ParameterDifference], int, list[str]]:
-    """Compare what is stated of parameters.
-
-    Returns:
-        The parameters that differ, the number of those that are equal, and the names of those that must be read.
-    """
-    differences, same, unknown = list[ParameterDifference](), 0, list[str]()
+def _compare(before: Mapping[str, _Stated], after: Mapping[str, _Stated], *, read: bool) -> _Compared:
+    """Compare what is stated of parameters, without reading them if `read` is false and both have a fingerprint."""
+    differences, same, by_fingerprint, unknown = list[ParameterDifference](), 0, 0, list[str]()
     for name, one in before.items():
         other = after.get(name)
         if other is None:
@@ -306,12 +311,14 @@ def _compare(
             differences.append(ParameterDifference(name, "Shape", one.side, other.side))
         elif read or one.fingerprint is None or other.fingerprint is None:
             unknown.append(name)
-        elif one.fingerprint != other.fingerprint:
-            differences.append(ParameterDifference(name, "Content", one.side, other.side))
         else:
-            same += 1
+            by_fingerprint += 1
+            if one.fingerprint == other.fingerprint:
+                same += 1
+            else:
+                differences.append(ParameterDifference(name, "Content", one.side, other.side))
     only = (ParameterDifference(name, "OnlyInB", None, other.side) for name, other in after.items() if name not in before)
-    return [*differences, *only], same, unknown
+    return _Compared([*differences, *only], same, by_fingerprint, unknown)
 
 
 def _content(name: str, a: _Opened, b: _Opened, progress: Progress) -> ParameterDifference | None:

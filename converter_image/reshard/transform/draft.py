@@ -35,7 +35,7 @@ def draft_manifest(task: Task, durations: Mapping[str, float], fingerprints: Map
     Args:
         task: task of the manifest.
         durations: seconds of each phase so far.
-        fingerprints: fingerprints that parameters must have, by name, see `transform.fingerprints`.
+        fingerprints: fingerprints that parameters must have, by name, see `transform.fingerprint_check`.
     """
     model = task.model
     source = SourceRecord(

@@ -14,7 +14,7 @@ from reshard.target.snapshot import TaskRecord
 from reshard.telemetry import durations, phase
 from reshard.transform.commit import finish_interrupted, refuse_loss
 from reshard.transform.draft import draft_manifest
-from reshard.transform.fingerprints import expected_fingerprints
+from reshard.transform.fingerprint_check import expected_fingerprints
 from reshard.transform.prepare import encode_index
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import numpy as np
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.layout.box import Box, shifted
 from reshard.layout.fingerprint import Fingerprints
-from reshard.target.fingerprints import SliceFingerprints
+from reshard.target.fingerprint_sums import SliceFingerprints
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,14 +81,8 @@ class FileFingerprints:
         """Return the fingerprints, or nothing if a server has copied some of the elements."""
         if self._nbytes != self._plan.written_nbytes:
             return ()
-        parameters = self._plan.parameters
         return tuple(
-            SliceFingerprints.of(
-                group.kind.target_shape,
-                group.geometry.box,
-                (parameters[number].name for number in group.numbers.tolist()),
-                self._sums[group.numbers],
-            )
+            SliceFingerprints.of(group.geometry.box, self._plan.in_model[group.numbers], self._sums[group.numbers])
             for group in self._plan.groups
         )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,14 +15,14 @@ from reshard.plan.rules import NamePattern
 from reshard.source.described import read_manifest
 from reshard.spec.ranks import format_ranks
 from reshard.target.documents import check_manifest
-from reshard.target.fingerprints import text_of
+from reshard.target.fingerprint_sums import texts_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from reshard.checkpoint.manifest import FileRecord, Manifest
+    from reshard.checkpoint.manifest import FileRecord, Manifest, ParameterRecord
     from reshard.engine.task import Task
-    from reshard.target.fingerprints import FingerprintSums
+    from reshard.target.fingerprint_sums import FingerprintSums
 
 
 def expected_fingerprints(task: Task) -> dict[str, str]:
@@ -82,10 +83,14 @@ def with_fingerprints(
     Raises:
         DataError: files of several ranks contain different copies of a slice, or a parameter differs from the source.
     """
-    _refuse_conflicts(draft, {conflict.name: conflict.ranks for conflict in sums.conflicts})
-    found = {name: text_of(value) for name, value in sums.whole().items()}
-    expected = {record.name: record.fingerprint for record in draft.parameters.records if record.fingerprint is not None}
-    differing = [name for name, text in expected.items() if found.get(name, text) != text]
+    records = draft.parameters.records
+    _refuse_conflicts(draft, {records[number].name: ranks for number, ranks in sums.conflicts.items()})
+    found = _written(records, sums)
+    differing = [
+        record.name
+        for record, text in zip(records, found, strict=True)
+        if record.fingerprint is not None and text is not None and record.fingerprint != text
+    ]
     if differing:
         raise DataError(
             "FingerprintsDiffer",
@@ -94,28 +99,62 @@ def with_fingerprints(
             fix="run `reshard verify` on the source, and restore it if it was changed; otherwise, check the storage for errors,"
             " delete the target and run the transform again",
         )
-    if known is not None:
-        stages = {file.stage for file in files}
-        before = {(file.rank, file.stage): file.digest for file in known.files if file.stage in stages}
-        if before == {(file.rank, file.stage): file.digest for file in files}:
-            return parameters
-        earlier = stated_fingerprints(known)
-        added = format_ranks(tuple(file.rank for file in files if before.get((file.rank, file.stage)) != file.digest))
-        differing = [name for name, text in found.items() if earlier.get(name, text) != text]
-        _refuse_conflicts(draft, dict.fromkeys(differing, (format_ranks(tuple(sorted(rank for rank, _ in before))), added)))
-        found = {name: text for name, text in found.items() if earlier.get(name) == text}
-    written = {record.name for record in draft.parameters.records}  # the others belong to other stages
+    if known is None:
+        stated = zip(parameters.records, found, strict=True)
+        return ParameterTable(
+            parameters.kinds, tuple([msgspec.structs.replace(record, fingerprint=text) for record, text in stated])
+        )
+    return _extended(parameters, dict(zip((record.name for record in records), found, strict=True)), draft, files, known)
+
+
+def _written(records: Sequence[ParameterRecord], sums: FingerprintSums) -> list[str | None]:
+    """Return the fingerprint of each parameter that was written whole. Tensors with the same name have one if it is equal."""
+    values, valid = sums.whole()
+    found = [text if is_valid else None for text, is_valid in zip(texts_of(values), valid.tolist(), strict=True)]
+    if len(set(map(attrgetter("name"), records))) == len(records):
+        return found
+    texts = defaultdict[str, set[str | None]](set)
+    for record, text in zip(records, found, strict=True):
+        texts[record.name].add(text)
+    return [text if len(texts[record.name]) == 1 else None for record, text in zip(records, found, strict=True)]
+
+
+def _extended(
+    parameters: ParameterTable,
+    found: Mapping[str, str | None],
+    draft: Manifest,
+    files: Sequence[FileRecord],
+    known: Manifest,
+) -> ParameterTable:
+    """Return the parameters of a checkpoint whose files were added to those of a manifest, see `with_fingerprints`."""
+    stages = {file.stage for file in files}
+    before = {(file.rank, file.stage): file.digest for file in known.files if file.stage in stages}
+    if before == {(file.rank, file.stage): file.digest for file in files}:
+        return parameters
+    earlier = stated_fingerprints(known)
+    added = format_ranks(tuple(file.rank for file in files if before.get((file.rank, file.stage)) != file.digest))
+    differing = [name for name, text in found.items() if text is not None and earlier.get(name, text) != text]
+    _refuse_conflicts(draft, dict.fromkeys(differing, (format_ranks(tuple(sorted(rank for rank, _ in before))), added)))
     return ParameterTable(
         parameters.kinds,
         tuple(
-            msgspec.structs.replace(record, fingerprint=found.get(record.name)) if record.name in written else record
+            # The others belong to other stages.
+            msgspec.structs.replace(record, fingerprint=_equal(found[record.name], earlier.get(record.name)))
+            if record.name in found
+            else record
             for record in parameters.records
         ),
     )
 
 
+def _equal(one: str | None, other: str | None) -> str | None:
+    return one if one == other else None
+
+
 def _refuse_conflicts(draft: Manifest, conflicts: Mapping[str, tuple[object, object]]) -> None:
     """Refuse target ranks that have different copies of a slice, unless the request accepts that or each rank has its own."""
+    if not conflicts:
+        return
     patterns = [NamePattern(pattern) for pattern in draft.options["allowInconsistent"]]
     for record, kind in draft.parameters:
         source_name = record.source_name or record.name
