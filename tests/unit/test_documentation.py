@@ -206,7 +206,7 @@ def test_generated_references_are_current(page: str) -> None:
 def most_memory(parameters: int, ranks: int = 1) -> str:
     tensors = [SimpleNamespace(name="n" * 50)] * parameters
     inventory = SimpleNamespace(structures=[SimpleNamespace(tensors=tensors)], tensors=())
-    model = SimpleNamespace(inventory=inventory, parameters=(), target_ranks=100)
+    model = SimpleNamespace(inventory=inventory, parameters=(), kinds=(), target_ranks=100)
     local = LocalStore("/")
     return f"{memory_bytes(model, ranks, local, local, ()) / 1e6:.0f} MB"
 

@@ -38,6 +38,10 @@ _BYTES_PER_NAME_AND_WORKER = 512
 # For each shard that metadata locates: in the metadata of all ranks, and in the plans of concurrent ranks that read it.
 _BYTES_PER_SHARD = 768
 _BYTES_PER_COPY = 1024
+# In a commit: for each target rank, the record of its file and its entry in the manifest, and for each of its slices of a kind of
+# parameters, a digest of their fingerprints.
+_BYTES_PER_RANK = 3 << 10
+_BYTES_PER_RANK_AND_KIND = 320
 # With an object store: its client, prefetched data, and data to upload, for all workers together.
 _CLIENT_BYTES = 32 << 20
 _AHEAD_BYTES = 56 << 20
@@ -222,6 +226,7 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
     alone += active * encrypted if encrypts else 0
     alone += active * target.write_cost(largest, share.upload).memory
 
+    alone = max(alone, commit_bytes(model.target_ranks, len(model.kinds)))
     if not files:
         return common + alone
     each = pass_budget(files, workers, source, target)
@@ -232,6 +237,11 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
     together += files * encrypted if encrypts else 0
     together += files * target.write_cost(largest, each.upload).memory
     return common + max(alone, together)
+
+
+def commit_bytes(ranks: int, kinds: int) -> int:
+    """Return the maximum memory of a commit, in addition to what each parameter takes."""
+    return ranks * (_BYTES_PER_RANK + kinds * _BYTES_PER_RANK_AND_KIND)
 
 
 def peak_rss_bytes() -> int:

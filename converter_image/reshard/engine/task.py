@@ -215,6 +215,7 @@ class Task:
         """Release the memory of what ranks that are written share."""
         self._last_pieces.clear()
         self.known.clear()
+        self.planner.release()
 
     def path(self, rank: int) -> str:
         """Return the path of a target rank's file, relative to the target."""

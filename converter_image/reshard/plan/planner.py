@@ -275,6 +275,10 @@ class Planner:
     def _tables(self) -> Tables:
         return Tables(self.model.inventory, self.model.parameters)
 
+    def release(self) -> None:
+        """Release the entries of the source's files. The next plan creates them again."""
+        self.__dict__.pop("_tables", None)
+
     @cached_property
     def _likes(self) -> dict[Kind, Kind]:
         first: dict[tuple[object, ...], Kind] = {}

@@ -115,17 +115,18 @@ class FingerprintSums:
         copies = self._copies.get(key, ())
         if any(copy.numbers is mine.numbers and copy.digest == mine.digest for copy in copies):
             return
-        held = self._held.get(key, _numbers(copies[0].numbers) if copies else numbers[:0])
-        new = ~np.isin(numbers, held)
-        if not new.all():
-            for copy in copies:
-                self._compare(key, copy, rank, numbers, sums)
-        if new.any():
-            self._sums[numbers[new]] += sums[new]
-            self._volumes[numbers[new]] += np.uint64(_volume(record.start, record.lengths))
+        if copies:
+            held = self._held.get(key, _numbers(copies[0].numbers))
+            new = ~np.isin(numbers, held)
+            if not new.all():
+                for copy in copies:
+                    self._compare(key, copy, rank, numbers, sums)
+            numbers, sums = numbers[new], sums[new]
+            self._held[key] = np.concatenate([held, numbers])
+        if len(numbers):
+            self._sums[numbers] += sums
+            self._volumes[numbers] += np.uint64(_volume(record.start, record.lengths))
             self._copies[key] = (*copies, mine)
-            if copies:
-                self._held[key] = np.concatenate([held, numbers[new]])
 
     def _compare(self, key: bytes, copy: _Copy, rank: int, numbers: Numbers, sums: Sums) -> None:
         """Compare fingerprints of a rank with those of a copy of the same box."""
