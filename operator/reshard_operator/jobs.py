@@ -41,9 +41,9 @@ _REQUEST_IS_WRONG = (2, 77, 78)
 _DATA_IS_WRONG = (65, 66, 70)
 _NO_STAGE = "all"
 _GRACE_SECONDS = 30
-# Measured with S3, where eight files are fetched ahead at a time: 190 MB, and 5 MB for each thousand parameter names.
+# Requests of the pods that start before the plan states a bound. They have no limit, because no amount is known to be enough for
+# every checkpoint. docs/operations.md lists the measured amounts.
 _PLAN_BYTES = 256 << 20
-# The plan is not known before the only pod of a transform starts. This is enough for 10,000 parameter names with S3.
 _TRANSFORM_BYTES = 512 << 20
 VARIABLE_GROUPING = "RESHARD_GROUPING"
 _SPEC_KEY = "spec.json"
@@ -128,7 +128,7 @@ def _essence(value: object) -> object:
 def plan_job(transform: Transform, config: Config, run: int = 1) -> Object:
     """Return the Job that validates the request and writes the plan."""
     variables = {"RESHARD_PARALLELISM": str(_spec(transform).execution.parallelism)}
-    return _job(transform, config, "plan", variables, memory_bytes=_PLAN_BYTES, run=run)
+    return _job(transform, config, "plan", variables, _requested(_PLAN_BYTES), run=run)
 
 
 def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Object:
@@ -141,7 +141,7 @@ def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Obj
         "RESHARD_DIGEST": planned.digest,
         VARIABLE_GROUPING: msgspec.json.encode(planned.grouping).decode(),
     }
-    job = _job(transform, config, "ranks", variables, memory_bytes=planned.memory_bytes)
+    job = _job(transform, config, "ranks", variables, _limited(planned.memory_bytes))
     job["spec"] |= {
         "completionMode": "Indexed",
         "completions": completions,
@@ -160,7 +160,7 @@ def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Obj
 
 def transform_job(transform: Transform, config: Config, run: int = 1) -> Object:
     """Return the Job whose only pod plans, writes all ranks, and commits."""
-    job = _job(transform, config, "transform", {}, memory_bytes=_TRANSFORM_BYTES, run=run)
+    job = _job(transform, config, "transform", {}, _requested(_TRANSFORM_BYTES), run=run)
     _limit(job, transform)
     return job
 
@@ -178,12 +178,10 @@ def _limit(job: Object, transform: Transform) -> None:
 def commit_job(transform: Transform, config: Config, planned: PlanMessage, run: int = 1) -> Object:
     """Return the Job that reads the records of all ranks and completes the checkpoint, if no pod of the ranks has done so."""
     variables = {"RESHARD_DIGEST": planned.digest}
-    return _job(transform, config, "commit", variables, memory_bytes=planned.memory_bytes, run=run)
+    return _job(transform, config, "commit", variables, _limited(planned.memory_bytes), run=run)
 
 
-def _job(
-    transform: Transform, config: Config, step: str, variables: dict[str, str], *, memory_bytes: int, run: int = 1
-) -> Object:
+def _job(transform: Transform, config: Config, step: str, variables: dict[str, str], memory: Object, *, run: int = 1) -> Object:
     spec = _spec(transform)
     overrides = spec.execution.pod_template
     name = job_name(transform.name, transform.uid, step, spec.execution.attempt, run)
@@ -213,7 +211,7 @@ def _job(
             },
             "template": {
                 "metadata": {"labels": overrides.labels | labels, "annotations": overrides.annotations | annotations},
-                "spec": _pod(transform, config, step, variables, memory_bytes),
+                "spec": _pod(transform, config, step, variables, memory),
             },
         },
     }
@@ -231,7 +229,7 @@ def _metadata(transform: Transform, name: str) -> Object:
     }
 
 
-def _pod(transform: Transform, config: Config, step: str, variables: dict[str, str], memory_bytes: int) -> Object:
+def _pod(transform: Transform, config: Config, step: str, variables: dict[str, str], memory: Object) -> Object:
     spec = _spec(transform)
     overrides = spec.execution.pod_template
     volumes, mounted = _volumes(spec, step)
@@ -257,7 +255,7 @@ def _pod(transform: Transform, config: Config, step: str, variables: dict[str, s
             *({"name": name, "value": value} for name, value in environment.items()),
         ],
         "volumeMounts": mounted,
-        "resources": _resources(overrides, config, memory_bytes),
+        "resources": _resources(overrides, config, memory),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -329,14 +327,25 @@ def _items(volume: Volume) -> Object:
     return {"items": [{"key": volume.key, "path": volume.key}]} if volume.key else {}
 
 
-def _resources(overrides: PodTemplateSpec, config: Config, memory_bytes: int) -> Object:
-    """Return the resources of the transform or of the chart. If neither requests memory, request that of the plan."""
+def _requested(nbytes: int) -> Object:
+    """Return the memory of a pod whose requirement is not known."""
+    return {"requests": {"memory": str(nbytes)}}
+
+
+def _limited(nbytes: int) -> Object:
+    """Return the memory of a pod that needs at most `nbytes`."""
+    return {kind: {"memory": str(nbytes)} for kind in ("requests", "limits")}
+
+
+def _resources(overrides: PodTemplateSpec, config: Config, memory: Object) -> Object:
+    """Return the resources of the transform or of the chart. If they contain no memory, add `memory`."""
     resources = overrides.resources or config.converter_resources or {}
-    requests = {"memory": str(memory_bytes)} | dict(resources.get("requests") or {})
-    limit = (resources.get("limits") or {}).get("memory")
-    if limit is not None and "memory" not in (resources.get("requests") or {}):
-        requests["memory"] = limit  # like Kubernetes: a request above the limit would be rejected
-    return {**resources, "requests": requests}
+    requests, limits = (resources.get(kind) or {} for kind in ("requests", "limits"))
+    if "memory" in limits:
+        memory = {"requests": {"memory": limits["memory"]}}  # like Kubernetes: a request above the limit would be rejected
+    elif "memory" in requests:
+        memory = {}
+    return resources | {kind: amount | (resources.get(kind) or {}) for kind, amount in memory.items()}
 
 
 def _rule(action: str, codes: tuple[int, ...]) -> Object:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 CONTAINER = "reshard"
 # Pods at the end of a Job. While there are more, all of them are not listed.
 _FEW = 50
+# The kubelet's reason for a container that the kernel killed because of memory.
+_OUT_OF_MEMORY = "OOMKilled"
 # What a message that is not JSON, or is nested too deeply, raises.
 _UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeError)
 
@@ -227,8 +229,21 @@ class Pod(Kept):
             pass
         lines = [line for line in text.splitlines() if line.strip()]
         reason = str(ended.get("reason") or self.status.get("reason") or "Error")
+        if reason == _OUT_OF_MEMORY:  # the last line of the log does not explain it
+            return FailureMessage(reason, self._memory_exceeded(), code)
         said = _logged(lines[-1]) if lines else str(self.status.get("message") or f"the container exited with code {code}")
         return FailureMessage(reason, said[:1000], code)
+
+    def _memory_exceeded(self) -> str:
+        """Return the message for a container that the kernel has killed, with the field that prevents it."""
+        containers = (self.raw.get("spec") or {}).get("containers") or ()
+        resources: Object = next((c.get("resources") or {} for c in containers if c.get("name") == CONTAINER), {})
+        limit = (resources.get("limits") or {}).get("memory")
+        if limit is None:
+            why, kind = "the node ran out of memory, and the container has no limit", "requests"
+        else:
+            why, kind = f"the container needed more memory than its limit of {limit}", "limits"
+        return f"{why}; create a transform with a higher spec.execution.podTemplate.resources.{kind}.memory"
 
 
 class _LogLine(msgspec.Struct):

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
 def test_a_second_resource_for_the_same_target_has_nothing_to_do(stage: Stage) -> None:
     stage.create("first", stage.spec())
-    stage.ended("first")
+    bound = str(stage.ended("first")["plan"]["memoryBytes"])
     assert stage.differences() == []
+    found = [pod.spec.containers[0].resources for step in ("plan", "ranks") for pod in stage.pods(step)]
+    assert {(each.requests["memory"], (each.limits or {}).get("memory")) for each in found[1:]} == {(bound, bound)}
+    assert not found[0].limits  # the plan of any checkpoint must fit
     stage.create("second", stage.spec())
     stage.ended("second")
     assert stage.ready("second")["reason"] == "AlreadyComplete"

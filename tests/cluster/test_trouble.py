@@ -81,14 +81,19 @@ def test_a_missing_claim_is_waited_for_by_name(stage: Stage, tmp_path: Path) -> 
     stage.ended("waits")
 
 
-def test_pods_that_cannot_start_are_given_up(stage: Stage) -> None:
+def test_pods_that_cannot_start_or_need_more_memory_are_given_up(stage: Stage) -> None:
     missing = {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "no-such-secret", "key": "token"}}}
     stage.create("stuck", stage.spec(execution={"startupDeadlineSeconds": 5, "podTemplate": {"env": [missing]}}))
+    little = {"resources": {"limits": {"memory": "24Mi"}}}
+    stage.create("killed", stage.spec("killed", execution={"backoffLimitPerIndex": 0, "podTemplate": little}))
+    stage.ended("killed", "Failed")
+    assert stage.ready("killed")["reason"] == "OOMKilled"
+    assert "its limit of 24Mi; create a transform with a higher" in stage.ready("killed")["message"]
     stage.ended("stuck", "Failed")
     ready = stage.ready("stuck")
     assert ready["reason"] == "PodsNotStarting"
     assert "no-such-secret" in ready["message"]
-    wait_for(lambda: not stage.pods("plan"))
+    wait_for(lambda: all(pod.metadata.name.startswith("killed-") for pod in stage.pods("plan")))
 
 
 def test_files_as_training_leaves_them(stage: Stage) -> None:

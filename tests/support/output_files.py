@@ -64,7 +64,7 @@ def rendered(output: OutputFormat, contents: Sequence[Content], metadata: Mappin
     found, crc = bytearray(), 0
     for piece in output.pieces(tensors, metadata or {}):
         if isinstance(piece, Span):
-            part = b"".join(content for _, content in contents[piece.tensor :])[piece.offset : piece.offset + piece.length]
+            part = _part(contents, piece)
             crc = zlib.crc32(part)
             found += part
         elif isinstance(piece, Checksum):
@@ -74,6 +74,16 @@ def rendered(output: OutputFormat, contents: Sequence[Content], metadata: Mappin
             found += piece
     assert len(found) == output.file_size(tensors, metadata or {})
     return bytes(found)
+
+
+def _part(contents: Sequence[Content], span: Span) -> bytes:
+    """Return a span of the tensors' bytes."""
+    found = bytearray()
+    for number in range(span.tensor, len(contents)):
+        found += contents[number][1]
+        if len(found) >= span.offset + span.length:
+            break
+    return bytes(found[span.offset : span.offset + span.length])
 
 
 def write_checkpoint(output: OutputFormat, folder: Path, ranks: Sequence[Sequence[Content]]) -> list[OutputFile]:

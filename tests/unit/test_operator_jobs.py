@@ -328,8 +328,41 @@ def test_overrides_add_and_do_not_replace() -> None:
     assert pod["tolerations"] == [{"operator": "Exists"}]
 
 
-def test_the_planned_memory_is_requested() -> None:
-    assert pod_of(ranks_job())["containers"][0]["resources"] == {"requests": {"memory": "80000000"}}
+BOUND = {"requests": {"memory": "80000000"}, "limits": {"memory": "80000000"}}
+
+
+@pytest.mark.parametrize(
+    ("resources", "expected"),
+    [
+        ({}, BOUND),
+        ({"requests": {"cpu": "1"}, "claims": []}, BOUND | {"requests": {"cpu": "1", "memory": "80000000"}, "claims": []}),
+        ({"requests": {"memory": "1Gi"}}, {"requests": {"memory": "1Gi"}}),
+        ({"limits": {"memory": "1Gi"}}, {"requests": {"memory": "1Gi"}, "limits": {"memory": "1Gi"}}),
+        ({"requests": {"memory": "1"}, "limits": {"memory": "2"}}, {"requests": {"memory": "1"}, "limits": {"memory": "2"}}),
+    ],
+)
+def test_the_bound_of_the_plan_is_the_request_and_the_limit(resources: dict[str, Any], expected: dict[str, Any]) -> None:
+    of_chart = dataclasses.replace(CONFIG, converter_resources=resources)
+    transform = Transform.parse(resource())
+    found = ranks_job(execution={"podTemplate": {"resources": resources}})
+    for job in (found, jobs.ranks_job(transform, of_chart, PLANNED), jobs.commit_job(transform, of_chart, PLANNED)):
+        assert pod_of(job)["containers"][0]["resources"] == expected
+    unknown = pod_of(jobs.plan_job(transform, CONFIG))["containers"][0]["resources"]
+    assert unknown == {"requests": {"memory": str(256 << 20)}}  # no limit, as the plan does not exist yet
+
+
+@pytest.mark.parametrize(
+    ("resources", "said"),
+    [(BOUND, "its limit of 80000000; create a transform with a higher"), ({}, "the node ran out of memory")],
+)
+def test_the_message_of_a_pod_that_was_killed_because_of_memory(resources: dict[str, Any], said: str) -> None:
+    ended = {"exitCode": 137, "reason": "OOMKilled", "message": '{"level": "INFO", "message": "Resharding: 7 %"}'}
+    status = {"containerStatuses": [{"name": CONTAINER, "state": {"terminated": ended}}]}
+    containers = [{"name": "sidecar", "resources": {"limits": {"memory": "1"}}}, {"name": CONTAINER, "resources": resources}]
+    failure = Pod({"metadata": {}, "spec": {"containers": containers}, "status": status}).failure()
+    assert (failure.reason, failure.exit_code) == ("OOMKilled", 137)
+    assert said in failure.message
+    assert f"podTemplate.resources.{'limits' if resources else 'requests'}.memory" in failure.message
 
 
 def test_only_kueue_starts_a_queued_job() -> None:

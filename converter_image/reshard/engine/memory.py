@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.encryption import BLOCK_BYTES
@@ -32,16 +33,21 @@ MOST_WORKERS = 8
 _BASE_BYTES = 64 << 20
 _BYTES_PER_WORKER = 4 << 20
 # for each parameter name, in headers, strategies, inventory and manifest, and in the plans of concurrent ranks.
-_BYTES_PER_NAME = 4096
+_BYTES_PER_NAME = 2560
 _BYTES_PER_CHARACTER = 8
 _BYTES_PER_NAME_AND_WORKER = 512
+# For each tensor whose shards metadata locates, as no other tensor has the same ones: once, and in the plans of concurrent ranks.
+_BYTES_PER_SHARDED = 6144
+_BYTES_PER_SHARDED_AND_WORKER = 4096
 # For each shard that metadata locates: in the metadata of all ranks, and in the plans of concurrent ranks that read it.
-_BYTES_PER_SHARD = 768
+_BYTES_PER_SHARD = 1280
 _BYTES_PER_COPY = 1024
 # In a commit: for each target rank, the record of its file and its entry in the manifest, and for each of its slices of a kind of
 # parameters, a digest of their fingerprints.
 _BYTES_PER_RANK = 3 << 10
 _BYTES_PER_RANK_AND_KIND = 320
+# For each slice of the target whose location is in a document.
+_BYTES_PER_LOCATED_SLICE = 768
 # With an object store: its client, prefetched data, and data to upload, for all workers together.
 _CLIENT_BYTES = 32 << 20
 _AHEAD_BYTES = 56 << 20
@@ -189,6 +195,7 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
     copies: int = 0,
     decrypts: bool = False,
     encrypts: bool = False,
+    locates: bool = False,
 ) -> int:
     """Return the maximum memory of a process for this model, before it starts. docs/performance.md has the measurements.
 
@@ -203,11 +210,13 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
         copies: largest number of shards that one target rank reads, if metadata locates the shards.
         decrypts: whether the source is encrypted.
         encrypts: whether the target will be encrypted.
+        locates: whether documents of the target contain the location of each slice.
     """
     names = [tensor.name for structure in model.inventory.structures for tensor in structure.tensors]
-    names += [tensor.name for tensor in model.inventory.tensors]
-    shards = sum(tensor.count for tensor in model.inventory.tensors)
-    common = _BASE_BYTES + len(names) * _BYTES_PER_NAME + sum(map(len, names)) * _BYTES_PER_CHARACTER + shards * _BYTES_PER_SHARD
+    sharded = model.inventory.tensors
+    names += [tensor.name for tensor in sharded]
+    common = _BASE_BYTES + len(names) * _BYTES_PER_NAME + sum(map(len, names)) * _BYTES_PER_CHARACTER
+    common += len(sharded) * _BYTES_PER_SHARDED + sum(tensor.count for tensor in sharded) * _BYTES_PER_SHARD
     common += _CLIENT_BYTES if source.remote or target.remote else 0
     common += _CIPHERS_BYTES if decrypts or encrypts else 0
     encrypted = BLOCK_BYTES + (0 if target.remote else STAGE_BYTES)
@@ -220,18 +229,21 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
     alone = active * (writes + 1) * BUFFER_BYTES + planned * (_BYTES_PER_WORKER + len(names) * _BYTES_PER_NAME_AND_WORKER)
     alone += HEADERS_AHEAD_BYTES if target.remote and planned > active else 0
     alone += 0 if source.remote else active * share.disk_ahead
-    alone += active * (_CAST_BYTES_PER_WORKER if casts else 0) + (planned * copies * _BYTES_PER_COPY if shards else 0)
+    alone += active * (_CAST_BYTES_PER_WORKER if casts else 0) + planned * len(sharded) * _BYTES_PER_SHARDED_AND_WORKER
+    alone += planned * copies * _BYTES_PER_COPY if sharded else 0
     # Ciphertext that waits for decryption takes the same again.
     alone += active * share.ahead * (1 + decrypts) if source.remote else 0
     alone += active * encrypted if encrypts else 0
     alone += active * target.write_cost(largest, share.upload).memory
 
-    alone = max(alone, commit_bytes(model.target_ranks, len(model.kinds)))
+    slices = sum(prod(parameter.kind.target.parts) for parameter in model.parameters) if locates else 0
+    alone = max(alone, commit_bytes(model.target_ranks, len(model.kinds), slices))
     if not files:
         return common + alone
     each = pass_budget(files, workers, source, target)
     together = each.batch * each.batches * (1 + (decrypts and source.remote)) + files * each.tile
     together += min(_PASS_TENSORS, ranks * (len(names) + copies)) * _BYTES_PER_COPY
+    together += min(_PASS_TENSORS // 2, ranks * len(sharded)) * _BYTES_PER_SHARDED_AND_WORKER  # each counts with its shards
     together += (each.workers + each.equal) * _BYTES_PER_WORKER
     together += each.workers * _CAST_BYTES_PER_WORKER + files * each.tile if casts else 0
     together += files * encrypted if encrypts else 0
@@ -239,9 +251,15 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
     return common + max(alone, together)
 
 
-def commit_bytes(ranks: int, kinds: int) -> int:
-    """Return the maximum memory of a commit, in addition to what each parameter takes."""
-    return ranks * (_BYTES_PER_RANK + kinds * _BYTES_PER_RANK_AND_KIND)
+def commit_bytes(ranks: int, kinds: int, slices: int = 0) -> int:
+    """Return the maximum memory of a commit, in addition to what each parameter takes.
+
+    Args:
+        ranks: number of target ranks.
+        kinds: number of kinds of parameters.
+        slices: number of slices whose location is in a document.
+    """
+    return ranks * (_BYTES_PER_RANK + kinds * _BYTES_PER_RANK_AND_KIND) + slices * _BYTES_PER_LOCATED_SLICE
 
 
 def peak_rss_bytes() -> int:

@@ -94,4 +94,5 @@ def memory_of(preflight: Preflight, summary: Summary, workers: int, passes: Iter
         copies=summary.most_copies,
         decrypts=task.request.decryption is not None,
         encrypts=task.request.encryption is not None,
+        locates=task.output.once,
     )
