@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import rawfiles
+from torch_checkpoints import transform
+from torch_files import DATA
 
 from reshard.cli import main
 
@@ -48,6 +50,26 @@ def test_a_source_and_its_target_are_equal(
     code, found = diff(capsys, made.source, target, "--strategy-a", made.source_strategy)
     assert (code, found["equal"], found["differences"], found["by_fingerprint"]) == (0, 4, [], 0)
     assert found["bytes_compared"] == sum(made.model.whole(tensor).nbytes for tensor in made.model.tensors)
+
+
+@pytest.mark.parametrize("format_", ["Safetensors", "HuggingFace"])
+def test_a_checkpoint_that_torch_wrote_equals_its_conversion(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], format_: str
+) -> None:
+    source = DATA / "fsdp2_tp"
+    names = json.loads((source / "expected.json").read_text())
+    transform(source, tmp_path, format=format_, **{} if format_ == "HuggingFace" else {"target_ranks": 1})
+    code, found = diff(capsys, source, tmp_path)
+    assert (code, found["equal"], found["by_fingerprint"]) == (0, len(names), 0)
+    (path,) = (path for path in tmp_path.rglob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    (tmp_path / "reshard-manifest.json").unlink()  # it would show the change
+    code, found = diff(capsys, source, tmp_path)
+    (difference,) = found["differences"]
+    assert (code, difference["elements"], difference["b"]["place"]["path"]) == (1, 1, str(path.relative_to(tmp_path)))
+    assert difference["index"] == [length - 1 for length in names[difference["name"]]["shape"]]  # the last element of a tensor
 
 
 def test_manifests_with_fingerprints_are_enough(

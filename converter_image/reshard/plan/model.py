@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
+from itertools import pairwise, starmap
 from math import prod
-from operator import attrgetter
+from operator import attrgetter, eq
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -275,6 +276,12 @@ class Model:
     first_stage: int = 0
     same: bool = False
     unified: bool = False
+
+    @property
+    def distinct_names(self) -> int:
+        """Number of different names of parameters."""
+        ordered = sorted(map(attrgetter("name"), self.parameters))  # a set would take more memory
+        return len(ordered) - [*starmap(eq, pairwise(ordered))].count(True)
 
     @cached_property
     def kinds(self) -> tuple[Kind, ...]:

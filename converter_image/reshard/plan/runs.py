@@ -26,7 +26,7 @@ _FEW_RUNS = 64
 # So few tensors are read run by run, because arrays take longer to create.
 _FEW_TENSORS = 8
 # Number of runs that are calculated at a time.
-_MOST_RUNS = 1 << 15
+_MOST_RUNS = 1 << 13
 # A gap between two runs is read as well if it is at most a quarter of the run before it. Between shorter runs than this, gaps of
 # up to a page are read: the storage reads whole pages in any case.
 _SHORTEST_RUN = 64

@@ -78,7 +78,7 @@ def summarize(model: Model, planner: Planner, ranks: Sequence[int]) -> Summary:
     return Summary(
         source_ranks=model.source_ranks,
         target_ranks=model.target_ranks,
-        parameters=len({p.name for p in model.parameters}),
+        parameters=model.distinct_names,
         excluded=(*model.excluded, *model.excluded_by_rename),
         bytes_needed=sum(rank_bytes.values()),
         bytes_distinct=bytes_needed(planner, ranks).distinct,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from operator import attrgetter
+from itertools import pairwise, starmap
+from operator import attrgetter, eq
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -111,7 +112,7 @@ def _written(records: Sequence[ParameterRecord], sums: FingerprintSums) -> list[
     """Return the fingerprint of each parameter that was written whole. Tensors with the same name have one if it is equal."""
     values, valid = sums.whole()
     found = [text if is_valid else None for text, is_valid in zip(texts_of(values), valid.tolist(), strict=True)]
-    if len(set(map(attrgetter("name"), records))) == len(records):
+    if not any(starmap(eq, pairwise(sorted(map(attrgetter("name"), records))))):  # a set would take more memory
         return found
     texts = defaultdict[str, set[str | None]](set)
     for record, text in zip(records, found, strict=True):

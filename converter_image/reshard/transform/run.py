@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, field, replace
 from functools import partial
-from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.manifest import MANIFEST_NAME
@@ -222,7 +221,7 @@ def _result(
     return Result(
         source_ranks=task.model.source_ranks,
         target_ranks=task.model.target_ranks,
-        parameters=len(set(map(attrgetter("name"), task.model.parameters))),
+        parameters=task.model.distinct_names,
         bytes_needed=sum(w.bytes_needed for w in written),
         bytes_distinct=bytes_needed(task.planner, [record.rank for record in records]).distinct,
         bytes_fetched=content.nbytes,
