@@ -59,9 +59,9 @@ async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, d
     await sender
 
 
-def _serve(port: int, upstream: int, delay: float) -> None:
+def _serve(port: int, host: str, upstream: int, delay: float) -> None:
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        answers, requests = await asyncio.open_connection("127.0.0.1", upstream)
+        answers, requests = await asyncio.open_connection(host, upstream)
         await asyncio.gather(_forward(reader, requests, 0), _forward(answers, writer, delay))
 
     async def serve() -> None:
@@ -75,8 +75,8 @@ def _serve(port: int, upstream: int, delay: float) -> None:
 def delayed(server: Server, seconds: float) -> Iterator[Server]:
     """Run the body with the same server behind a proxy that delays every answer."""
     port = free_port()
-    upstream = int(server.endpoint.rpartition(":")[2])
-    proxy = multiprocessing.get_context("spawn").Process(target=_serve, args=(port, upstream, seconds))
+    host, _, upstream = server.endpoint.rpartition("/")[2].partition(":")
+    proxy = multiprocessing.get_context("spawn").Process(target=_serve, args=(port, host, int(upstream), seconds))
     proxy.start()
     try:
         while proxy.is_alive():

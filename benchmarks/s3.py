@@ -1,7 +1,8 @@
 """`make bench-s3`: compare transforms from S3 to S3 with a copy of the same bytes by raw ranged GETs and multipart PUTs.
 
 Server, client and all measured run on this machine, and share its processors. With `--wire` the link between them is what limits
-both, and with `--milliseconds` the time until each answer. Every round runs both in turn. All figures are medians.
+both, and with `--milliseconds` the time until each answer. Every round runs both in turn, and with `--baseline` the `reshard`
+command of another build. All figures are medians.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from cases import CASES, make
 from latency import delayed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from cases import Case
 
@@ -73,18 +74,19 @@ def evenly(size: int) -> list[tuple[int, int]]:
     return [(a, b - a) for a, b in pairwise(cuts)]
 
 
-def reshard(server: Server, bucket: str, case: str, *more: str) -> dict[str, Any]:
-    """Run a transform and return its own measurements."""
+def reshard(command: str, server: Server, bucket: str, case: str, *more: str) -> dict[str, Any]:
+    """Run a transform. Return its own measurements, its time, and the processor time of the client, in seconds."""
     base = f"s3://{bucket}/{case}"
     sides = ["--source", f"{base}/src", "--source-strategy", f"{base}/source.ckpt", "--target-strategy", f"{base}/target.ckpt"]
-    began = time.perf_counter()
+    before, began = _processor_seconds(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
-        [RESHARD, "transform", *sides, "--target", f"s3://{bucket}/out", "--verification", "none", "--json", *more],
+        [command, "transform", *sides, "--target", f"s3://{bucket}/out", "--verification", "none", "--json", *more],
         env={name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | server.environment(),
         stdout=subprocess.PIPE,
         check=True,
     )
-    return json.loads(done.stdout) | {"wall": time.perf_counter() - began}
+    wall = time.perf_counter() - began
+    return {**json.loads(done.stdout), "wall": wall, "processor": _processor_seconds(resource.RUSAGE_CHILDREN) - before}
 
 
 @contextmanager
@@ -117,32 +119,47 @@ def clear(server: Server, bucket: str, prefix: str) -> None:
             client.delete_object(Bucket=bucket, Key=found["Key"])
 
 
-def measure(server: Server, seen: Server, bucket: str, case: Case, place: Path, runs: int, *more: str) -> dict[str, Any]:
-    """Measure both in turn. They reach the server as `seen`, and the case is put there directly."""
+def measure(
+    server: Server, seen: Server, bucket: str, case: Case, place: Path, runs: int, builds: dict[str, str], *more: str
+) -> None:
+    """Measure all programs in turn. Print a line for each. They reach the server as `seen`. The case is put there directly."""
     server.upload(bucket, place, case.name)
-    raw, ours, raw_processor, our_processor, report = [], [], [], [], {}
+    raw: list[tuple[float, float]] = []
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in builds}
     for _ in range(runs):
         began = _processor_seconds(resource.RUSAGE_SELF)
-        raw.append(raw_copy(seen, bucket, case.name, case.target_ranks))
-        raw_processor.append(_processor_seconds(resource.RUSAGE_SELF) - began)
+        wall = raw_copy(seen, bucket, case.name, case.target_ranks)
+        raw.append((wall, _processor_seconds(resource.RUSAGE_SELF) - began))
         clear(server, bucket, "raw/")
-        began = _processor_seconds(resource.RUSAGE_CHILDREN)
-        report = reshard(seen, bucket, case.name, *more)
-        ours.append(report["wall"])
-        our_processor.append(_processor_seconds(resource.RUSAGE_CHILDREN) - began)
-        clear(server, bucket, "out/")
+        for name, command in builds.items():
+            found[name].append(reshard(command, seen, bucket, case.name, *more))
+            clear(server, bucket, "out/")
     clear(server, bucket, f"{case.name}/")
-    return {
-        "raw_seconds": round(statistics.median(raw), 2),
-        "reshard_seconds": round(statistics.median(ours), 2),
-        "speed_of_raw": round(statistics.median(a / b for a, b in zip(raw, ours, strict=True)), 2),
-        "raw_processor_seconds": round(statistics.median(raw_processor), 2),
-        "reshard_processor_seconds": round(statistics.median(our_processor), 2),
-        "processor_of_raw": round(statistics.median(b / a for a, b in zip(raw_processor, our_processor, strict=True)), 2),
-        "fetched_over_distinct": round(report["bytes_fetched"] / report["bytes_distinct"], 3),
-        "fetched_over_written": round(report["bytes_fetched"] / report["bytes_written"], 4),
-        "peak_mb": round(report["peak_rss_bytes"] / 1e6),
-    }
+    shown = {"seconds": median(wall for wall, _ in raw), "processor_seconds": median(used for _, used in raw)}
+    print(case.what, "raw", json.dumps(shown), flush=True)
+    for name, reports in found.items():
+        last = reports[-1]
+        shown = {
+            "seconds": median(each["wall"] for each in reports),
+            "speed_of_raw": median(wall / each["wall"] for (wall, _), each in zip(raw, reports, strict=True)),
+            "processor_seconds": median(each["processor"] for each in reports),
+            "processor_of_raw": median(each["processor"] / used for (_, used), each in zip(raw, reports, strict=True)),
+            "peak_mb": round(last["peak_rss_bytes"] / 1e6),
+        }
+        if "bytes_distinct" in last:  # earlier builds do not count
+            shown |= {
+                "fetched_over_distinct": round(last["bytes_fetched"] / last["bytes_distinct"], 3),
+                "requests": last["requests"],
+            }
+        if name != "reshard":
+            times = zip(found["reshard"], reports, strict=True)
+            shown |= {"time_of_it": median(ours["wall"] / each["wall"] for ours, each in times)}
+        print(case.what, name, json.dumps(shown), "load", round(os.getloadavg()[0]), flush=True)
+
+
+def median(values: Iterable[float]) -> float:
+    """Return the median, rounded for display."""
+    return round(statistics.median(values), 2)
 
 
 def _processor_seconds(who: int) -> float:
@@ -157,10 +174,12 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", default=["llama-safetensors", "llama-ckpt", "columns"])
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--copy-mode", choices=["client", "server"], default="client", help="who copies long runs")
+    parser.add_argument("--baseline", metavar="COMMAND", help="`reshard` of another build, which scripts/baseline.sh installs")
     parser.add_argument("--wire", type=int, metavar="MBIT", help="put the server behind a link this fast (Linux, root)")
     parser.add_argument("--milliseconds", type=float, default=0.0, help="by which a proxy delays every answer")
     parser.add_argument("--folder", type=Path, default=Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench")  # noqa: S108 - not secret
     arguments = parser.parse_args()
+    builds = {"reshard": RESHARD} | ({"baseline": arguments.baseline} if arguments.baseline else {})
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.folder)))
         host, within = stack.enter_context(wire(arguments.wire)) if arguments.wire else ("127.0.0.1", ())
@@ -170,8 +189,7 @@ def main() -> None:
         for case in CASES:
             if case.name in arguments.cases:
                 place = make(case, arguments.folder)
-                more = ("--copy-mode", arguments.copy_mode)
-                print(case.what, json.dumps(measure(server, seen, bucket, case, place, arguments.runs, *more)), flush=True)
+                measure(server, seen, bucket, case, place, arguments.runs, builds, "--copy-mode", arguments.copy_mode)
 
 
 if __name__ == "__main__":
