@@ -80,7 +80,7 @@ def together(task: Task, ranks: Sequence[int], *, batch: int, tile: int) -> list
     files = task.source_files()
     for plan, writer in zip(task.planner.plans(ranks) if ranks else (), writers, strict=True):
         content = Content(task, [writer], conditions)
-        contents.append(Shared(plan, nullcontext(content.emit), conditions.losses))
+        contents.append(Shared(plan, nullcontext(content), conditions.losses))
     budget = PassBudget(
         batch=batch,
         batches=3,

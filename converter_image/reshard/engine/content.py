@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from reshard.engine.file_fingerprints import FileFingerprints
     from reshard.engine.gather import SourceFiles
     from reshard.engine.memory import PassBudget
+    from reshard.engine.overlap import Receiver
     from reshard.engine.task import Task
     from reshard.formats.protocol import OutputFormat
     from reshard.plan import Parameter, RankPlan
@@ -227,15 +228,14 @@ class Shared(NamedTuple):
 
     Attributes:
         plan: plan of the rank, or of the first of several ranks whose files are equal.
-        opened: context in which the content is produced. It yields a callback with the next part, whose buffer is reused after it
-            returns. After the last part, the context ends.
+        opened: context in which the content is produced. It yields its receiver. After the last part, the context ends.
         losses: counters of the elements that casts change.
         fingerprints: fingerprints of the tensors of the file.
         fetched: callback with what will be fetched for this content. What several of them use is divided among them.
     """
 
     plan: RankPlan
-    opened: AbstractContextManager[Callable[[memoryview], None]]
+    opened: AbstractContextManager[Receiver]
     losses: Losses
     fingerprints: FileFingerprints | None = None
     fetched: Callable[[Traffic], None] = lambda _: None
@@ -259,7 +259,7 @@ def produce_together(
         sums = [_HeaderSum(content.plan, cancellation) for content in contents]
         by_name = sorted(task.model.parameters, key=lambda parameter: parameter.name)
         summed = [
-            content._replace(opened=nullcontext(each.emit), losses=Losses(), fingerprints=None)
+            content._replace(opened=nullcontext(each), losses=Losses(), fingerprints=None)
             for content, each in zip(contents, sums, strict=True)
         ]
         _carry_out(summed, [each.spans for each in sums], by_name, files, cancellation, budget)
@@ -323,6 +323,10 @@ class _HeaderSum:
             self._found.update(part[:n])
             self._left -= n
             part = part[n:]
+
+    def room(self, nbytes: int) -> None:
+        """Return no memory."""
+        del nbytes
 
     @property
     def crc(self) -> int:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from queue import SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from reshard.storage.buffers import buffers
 
@@ -17,6 +17,16 @@ if TYPE_CHECKING:
 
     Emit = Callable[[memoryview], Write | None]
     Room = Callable[[int], memoryview | None]
+
+
+class Receiver(Protocol):
+    """What receives the content of a file."""
+
+    def emit(self, part: memoryview) -> None:
+        """Receive the next part, whose buffer is used again after this returns."""
+
+    def room(self, nbytes: int) -> memoryview | None:
+        """Return memory of the writer, see `Writer.room`."""
 
 
 def no_room(_: int) -> None:

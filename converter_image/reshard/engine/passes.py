@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from reshard.engine.gather import SourceFiles
     from reshard.engine.memory import PassBudget
     from reshard.engine.moves import Move
+    from reshard.engine.overlap import Receiver
     from reshard.progress import Cancellation
     from reshard.storage.protocol import Reader
 
@@ -35,13 +36,13 @@ class Sink:
     """Where the content of one file goes.
 
     Attributes:
-        opened: context in which the file is written. It yields a callback with the next part of the file, whose buffer is reused
-            after it returns. The file is complete when the context ends without an error.
+        opened: context in which the file is written. It yields a receiver of its content. The file is complete when the context
+            ends without an error.
         losses: counters of the elements that casts change.
         fingerprints: fingerprints of the tensors of the file.
     """
 
-    opened: AbstractContextManager[Callable[[memoryview], None]]
+    opened: AbstractContextManager[Receiver]
     losses: Losses
     fingerprints: FileFingerprints | None = None
 
@@ -201,7 +202,8 @@ class _Output:
     def carry_out(self, moves: Sequence[Move], fetched: Fetched, *, last: bool) -> None:
         """Carry out the next moves, which use a batch. Complete the file if they are the last."""
         if self._tiles is None:
-            output = Output(self._stack.enter_context(self._sink.opened), self._buffer)
+            receiver = self._stack.enter_context(self._sink.opened)
+            output = Output(receiver.emit, self._buffer, receiver.room)
             gatherer, sink = Gatherer(self._batch, self._tile_bytes), self._sink
             self._tiles = Tiles(gatherer, output, self._tile_bytes, sink.losses, sink.fingerprints)
         self._batch.fetched = fetched

@@ -75,8 +75,8 @@ def _produced(
     conditions: Conditions,
     source: SourceFiles,
     pool: Executor,
-) -> Iterator[Callable[[memoryview], None]]:
-    """Create equal files in a context that yields a callback with the next part of their content. At its end, complete them.
+) -> Iterator[Content]:
+    """Create equal files in a context that yields their content. At its end, complete them.
 
     The first file is compared with the source before the others are completed. The threads of the pool share the work for the
     others, which are opened too, or linked.
@@ -86,7 +86,7 @@ def _produced(
         writers = [stack.enter_context(each) for each in others]
         with first as writer:
             content = Content(run.task, [writer, *writers], conditions, partial(_call_at_once, pool))
-            yield content.emit
+            yield content
             digest = content.finish()
             source.check_unchanged()
             for file in files:
