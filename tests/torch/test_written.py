@@ -18,6 +18,7 @@ from torch_program import run
 
 from reshard.checkpoint.dtypes import BY_TORCH_NAME
 from reshard.formats.registry import output_format, source_format
+from reshard.transform.diff import diff_checkpoints
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +69,25 @@ def trained(written: Callable[..., tuple[Path, Any]], tmp_path: Path) -> tuple[P
     """A model and AdamW that torch trained and saved with 4 ranks, and what a transform makes of it for 3 ranks."""
     folder, _ = written("trained", "resume", kind="train", ranks=4)
     return folder, transform(folder, tmp_path / "three", format="TorchDcp", target_ranks=3)
+
+
+def test_a_checkpoint_equals_its_conversions(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    source, three = trained
+    stacked = transform(source, tmp_path / "safetensors", format="TorchSafetensors", target_ranks=2)
+    for target in (three, stacked):
+        found = diff_checkpoints(str(source), str(target))
+        assert (found.differences, found.by_fingerprint) == ((), 0)
+        assert found.equal > 0
+    (path, *_) = sorted(stacked.glob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    (stacked / "reshard-manifest.json").unlink()  # it would show the change
+    (difference,) = diff_checkpoints(str(source), str(stacked)).differences
+    assert (difference.difference, difference.elements) == ("Content", 1)
+    assert difference.b is not None
+    assert difference.b.place is not None
+    assert difference.b.place.path == path.name
 
 
 def test_training_resumes_with_another_number_of_ranks(trained: tuple[Path, Path], tmp_path: Path) -> None:

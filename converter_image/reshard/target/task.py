@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from reshard.spec.storage_options import Link
     from reshard.storage.protocol import NewFile, Stat, Writer
 
-_LARGEST_RANK_RECORD = 1 << 30  # it names the parameters of the file
+_LARGEST_RANK_RECORD = 1 << 30  # it contains a fingerprint of each parameter of the file
 _RECORDS_AT_ONCE = 32
 _RECORD = re.compile(r"rank_(\d{1,9})\.json", re.ASCII)
 
