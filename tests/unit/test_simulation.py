@@ -33,6 +33,8 @@ NAMES = (
     "a replacement, twice",
     "two replacements",
     "verified files",
+    "two stages",
+    "a stage, twice",
 )
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from reshard.engine.task import Task
 Kind = type[SimulatedFolder] | type[SimulatedBucket]
+Requests = tuple[Request, ...]  # of runs that together write one checkpoint: one, or one for each stage
 TARGET = "/simulated/target"
 # The code under test, which the environment replaces.
 _PREPARE, _RETRYING = preflight.prepare, lock.Retrying
@@ -134,25 +135,25 @@ class Scenario:
     Attributes:
         kind: kind of the store.
         works: what each process does.
-        before: request of the complete checkpoint that the target contains at first.
-        last: request of a run that must complete the target after all others have ended.
-        acceptable: further requests whose checkpoint the target may contain.
+        last: runs that must complete the target after all others have ended.
+        before: runs whose complete checkpoint the target contains at first.
+        acceptable: further runs whose checkpoint the target may contain.
         clock_steps: seconds by which the clock of the store may be set.
     """
 
     kind: Kind
     works: tuple[Callable[[], object], ...]
-    last: Request
-    before: Request | None = None
-    acceptable: tuple[Request, ...] = ()
+    last: Requests
+    before: Requests = ()
+    acceptable: tuple[Requests, ...] = ()
     clock_steps: tuple[float, ...] = ()
 
     def simulate(self, choices: Choices) -> None:
         """Run one schedule, and check the invariants after each step."""
-        contents = {digest: files for request in (*self.acceptable, self.last) for digest, files in [written(self.kind, request)]}
+        contents = dict(written(self.kind, requests) for requests in (*self.acceptable, self.last))
         world = World()
         old: dict[str, File] = {}
-        if self.before is not None:
+        if self.before:
             digest, contents_before = written(self.kind, self.before)
             contents[digest] = contents_before
             old = dict(_completed(self.kind, self.before).files)
@@ -178,8 +179,8 @@ class Scenario:
         assert MANIFEST_NAME in world.files, "the last run has not completed the target"
 
     def _complete(self, scheduler: Scheduler, world: World) -> Process:
-        """Return the process of a run after all others have ended."""
-        last = Process("last", lambda: transform_checkpoint(self.last, workers=1))
+        """Return the process of the last runs after all others have ended."""
+        last = Process("last", lambda: _run(self.last))
         world.clock += 2 * PAUSE_SECONDS
         scheduler.run([*scheduler.processes, last])
         return last
@@ -211,22 +212,27 @@ class Invariants:
             assert manifest is not None or not lost or resumable, f"files of the old checkpoint are lost: {lost}"
 
 
+def _run(requests: Requests) -> None:
+    for request in requests:
+        transform_checkpoint(request, workers=1)
+
+
 @cache
-def _completed(kind: Kind, request: Request) -> World:
-    """Return the target after a transform of an empty target."""
+def _completed(kind: Kind, requests: Requests) -> World:
+    """Return the target after transforms to an empty target."""
     world = World()
     scheduler = Scheduler(Choices((), 0, {}), lambda: None, world.advance, lambda: None)
     world.scheduler = scheduler
     with environment(scheduler, world, kind):
-        process = Process("first", lambda: transform_checkpoint(request, workers=1))
+        process = Process("first", lambda: _run(requests))
         scheduler.faults = False
         scheduler.run([process])
     assert process.outcome == "ok", process.error
     return world
 
 
-def written(kind: Kind, request: Request) -> tuple[str, dict[str, bytes]]:
-    """Return the digest of a request's checkpoint, and the content of its files."""
-    files = _completed(kind, request).files
+def written(kind: Kind, requests: Requests) -> tuple[str, dict[str, bytes]]:
+    """Return the digest of the checkpoint that runs write, and the content of its files."""
+    files = _completed(kind, requests).files
     digest = decode(files[MANIFEST_NAME].content, Manifest, MANIFEST_NAME).digest
     return digest, {path: file.content for path, file in files.items() if path.startswith("rank_")}
