@@ -24,8 +24,6 @@ from cluster.images import BASE
 from cluster.layout import Layout
 from kubernetes import client, config
 from kubernetes_objects import indexed_job, pod_spec, wait_for
-from rich.console import Console
-from rich.table import Table
 from simulated_transforms import all_ended, execution, status_writes, usage
 from transforms_on_cluster import Stage, install
 
@@ -36,6 +34,11 @@ _NODES = 20
 _AT_ONCE = 200
 _HISTORY = 1000
 _REAL_PODS = 64
+
+
+def show(name: str, value: str) -> None:
+    """Print a result at once, because a run can take hours."""
+    print(f"{name:70}{value}", flush=True)
 
 
 def bare_job(stage: Stage, pods: int, pod: dict[str, Any]) -> float:
@@ -62,7 +65,7 @@ def transform(stage: Stage, **spec: object) -> tuple[float, dict[str, Any]]:
     return seconds, status
 
 
-def ranks(stage: Stage, layout: Layout, table: Table, count: int, rounds: int) -> None:
+def ranks(stage: Stage, layout: Layout, count: int, rounds: int) -> None:
     """Compare transforms of many ranks with bare Jobs of as many pods, in alternating rounds."""
     measured: list[tuple[float, float]] = []
     most = 0.0
@@ -77,12 +80,12 @@ def ranks(stage: Stage, layout: Layout, table: Table, count: int, rounds: int) -
             times = [datetime.fromisoformat(moment).timestamp() for moment in written]
             most = max(most, len(times) / max(5.0, times[-1] - times[0]) * 5)
     bare_seconds, transform_seconds = (statistics.median(each[side] for each in measured) for side in (0, 1))
-    table.add_row(f"a Job of {count:,} simulated pods, median of {rounds}", f"{bare_seconds:.1f} s")
-    table.add_row(f"a transform to {count:,} ranks", f"{transform_seconds:.1f} s")
-    table.add_row("  ratio, median of the rounds", f"{statistics.median(t / b for b, t in measured):.2f}")
-    table.add_row("  status writes in 5 s, at most", f"{most:.1f}")
-    table.add_row("  last status", f"{len(json.dumps(status)) / 1e3:.1f} kB")
-    table.add_row("  operator, resident at most", f"{usage().highest_memory / 1e6:.0f} MB")
+    show(f"a Job of {count:,} simulated pods, median of {rounds}", f"{bare_seconds:.1f} s")
+    show(f"a transform to {count:,} ranks", f"{transform_seconds:.1f} s")
+    show("  ratio, median of the rounds", f"{statistics.median(t / b for b, t in measured):.2f}")
+    show("  status writes in 5 s, at most", f"{most:.1f}")
+    show("  last status", f"{len(json.dumps(status)) / 1e3:.1f} kB")
+    show("  operator, resident at most", f"{usage().highest_memory / 1e6:.0f} MB")
 
 
 def batch(stage: Stage, layout: Layout, count: int, number: int) -> list[float]:
@@ -103,38 +106,38 @@ def batch(stage: Stage, layout: Layout, count: int, number: int) -> list[float]:
     ]
 
 
-def at_once(stage: Stage, layout: Layout, table: Table) -> None:
+def at_once(stage: Stage, layout: Layout) -> None:
     """Measure transforms that are created together."""
     seconds = batch(stage, layout, _AT_ONCE, 0)
-    table.add_row(f"{_AT_ONCE} transforms at once: median", f"{statistics.median(seconds):.0f} s")
-    table.add_row("  from the fastest to the slowest", f"{min(seconds):.0f} to {max(seconds):.0f} s")
-    table.add_row("  status writes for each", f"{len(status_writes(layout, stage.namespace)) / _AT_ONCE:.1f}")
-    table.add_row("  operator, resident at most", f"{usage().highest_memory / 1e6:.0f} MB")
+    show(f"{_AT_ONCE} transforms at once: median", f"{statistics.median(seconds):.0f} s")
+    show("  from the fastest to the slowest", f"{min(seconds):.0f} to {max(seconds):.0f} s")
+    show("  status writes for each", f"{len(status_writes(layout, stage.namespace)) / _AT_ONCE:.1f}")
+    show("  operator, resident at most", f"{usage().highest_memory / 1e6:.0f} MB")
 
 
-def history(stage: Stage, layout: Layout, table: Table) -> None:
+def history(stage: Stage, layout: Layout) -> None:
     """Measure the operator while finished transforms accumulate."""
     for number in range(1, _HISTORY // _AT_ONCE + 1):
         batch(stage, layout, _AT_ONCE, number)
         used = usage()
-        table.add_row(
+        show(
             f"after {number * _AT_ONCE:,} transforms",
             f"{used.memory / 1e6:.0f} MB, {used.descriptors} descriptors, {used.threads} threads",
         )
 
 
-def one_node(stage: Stage, table: Table, rounds: int) -> None:
+def one_node(stage: Stage, rounds: int) -> None:
     """Compare a transform of many real pods on one node with a bare Job of as many pods that only start Python."""
     pod = pod_spec(BASE, ["python3", "-c", "pass"])
     every = {"parallelism": _REAL_PODS, "ranksPerPod": 1}
     measured = [(bare_job(stage, _REAL_PODS, pod), transform(stage, execution=every)[0]) for _ in range(rounds)]
     bare, seconds = (statistics.median(each[side] for each in measured) for side in (0, 1))
-    table.add_row(f"a Job of {_REAL_PODS} pods that start Python, median of {rounds}", f"{bare:.1f} s")
-    table.add_row(f"a transform to {_REAL_PODS} ranks in as many pods", f"{seconds:.1f} s")
+    show(f"a Job of {_REAL_PODS} pods that start Python, median of {rounds}", f"{bare:.1f} s")
+    show(f"a transform to {_REAL_PODS} ranks in as many pods", f"{seconds:.1f} s")
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cases = ("ranks", "at-once", "history", "one-node")
     parser.add_argument("cases", nargs="*", choices=cases, default=cases)
@@ -143,7 +146,7 @@ def main() -> None:
     options = parser.parse_args()
     layout = Layout(Path(os.environ["RESHARD_CLUSTER"]))
     install()
-    table = Table("on the tests' cluster", "", title=f"{os.cpu_count()} processors")
+    show("processors", str(os.cpu_count()))
     with config.new_client_from_config(str(layout.kubeconfig)) as api, tempfile.TemporaryDirectory() as folder:
 
         def stage(case: str, **model: int) -> Stage:
@@ -156,14 +159,13 @@ def main() -> None:
             return Stage(api, namespace, place, **model)
 
         for count in options.ranks if "ranks" in options.cases else ():
-            ranks(stage(f"ranks-{count}"), layout, table, count, options.rounds)
+            ranks(stage(f"ranks-{count}"), layout, count, options.rounds)
         if "at-once" in options.cases:
-            at_once(stage("at-once"), layout, table)
+            at_once(stage("at-once"), layout)
         if "history" in options.cases:
-            history(stage("history"), layout, table)
+            history(stage("history"), layout)
         if "one-node" in options.cases:
-            one_node(stage("one-node", ranks=_REAL_PODS, rows=256, columns=256), table, options.rounds)
-    Console(width=120).print(table)
+            one_node(stage("one-node", ranks=_REAL_PODS, rows=256, columns=256), options.rounds)
 
 
 if __name__ == "__main__":
