@@ -90,8 +90,11 @@ def holds_target(job: Job, transform: Transform, *, writes: bool = False) -> boo
 
     A transform occupies the target from the creation of the Job that writes its ranks until it has ended, even while it is
     suspended. The Job then has a TTL. If two transforms start at the same time, the one that was created first starts, or, if
-    this transform already has a Job that `writes`, continues. A Job without an owner occupies the target only while it runs.
+    this transform already has a Job that `writes`, continues. A Job without an owner occupies the target only while it runs:
+    if it is suspended, nothing resumes it.
     """
+    if not job.owner and job.suspended:
+        return False
     underway = bool(job.owner) and "ttlSecondsAfterFinished" not in job.spec
     if job.label(LABEL_STEP) != "plan" and underway and not writes:
         return True

@@ -15,7 +15,7 @@ from pretend_cluster import COMMIT, CONFIG, PLAN, PretendCluster, committing, co
 
 from reshard.errors import documentation
 from reshard_operator.decision import Create, Delete, Patch
-from reshard_operator.jobs import holds_target
+from reshard_operator.jobs import ANNOTATION_CREATED, holds_target
 from reshard_operator.objects import Job, Pod
 from reshard_operator.observation import Transform
 from reshard_operator.reconcile import reconcile, refused
@@ -274,6 +274,23 @@ def test_the_holder_of_a_target() -> None:
     assert not holds_target(Job(raw), transform)
     del raw["spec"]["ttlSecondsAfterFinished"], raw["metadata"]["ownerReferences"]
     assert not holds_target(Job(raw), transform)  # an orphan that has ended
+
+
+def test_an_orphan_that_is_suspended_does_not_hold_the_target() -> None:
+    """A soak found it: a transform that was suspended, deleted with its Jobs left, and created again waited for ever."""
+    transform = Transform.parse(resource("99990000-bbbb"))
+    cluster = PretendCluster()
+    cluster.work()
+    raw = next(iter(cluster.jobs.values()))
+    raw["metadata"]["annotations"][ANNOTATION_CREATED] = ""  # older
+    del raw["metadata"]["ownerReferences"]
+    raw["status"] = {"active": 1}
+    assert holds_target(Job(raw), transform)
+    suspended = {"conditions": [{"type": "Suspended", "status": "True"}]}
+    raw["status"] = suspended | {"terminating": 1}
+    assert holds_target(Job(raw), transform)  # a pod may still write
+    raw["status"] = suspended
+    assert not holds_target(Job(raw), transform)
 
 
 def test_parallelism_is_passed_on() -> None:
