@@ -198,6 +198,20 @@ def test_a_shared_lock_whose_members_were_killed_is_taken_over(target: Path, gon
     assert not list((target / ".reshard").glob("*.member"))
 
 
+def test_a_shared_lock_whose_members_were_killed_is_taken_over_by_several_processes(target: Path) -> None:
+    """A soak found it: each process that tried to take the lock over counted as a living member of it."""
+    store = LocalStore(target)
+    held = locked(store, LOCK, owner="killed", mode=0o640)
+    held.__enter__()
+    (member,) = (target / ".reshard").glob("*.member")
+    with pytest.raises(LockedError), locked(store, LOCK, owner="next", mode=0o640):
+        pass
+    age(member, STALE_SECONDS + 1)
+    with locked(store, LOCK, owner="next", mode=0o640), locked(store, LOCK, owner="next", mode=0o640):
+        assert not can_lock(target)
+    assert [path.name for path in (target / ".reshard").iterdir()] == []
+
+
 def test_a_lock_with_a_time_in_the_future_expires(target: Path) -> None:
     path = leave_lock(target, HERE)
     assert not can_lock(target)

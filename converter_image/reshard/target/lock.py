@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import socket
 import threading
 import uuid
@@ -99,7 +100,7 @@ def locked(store: Store, path: str, *, owner: str | None, mode: int | None) -> I
     """
     process = this_process()
     me = LockOwner(owner or uuid.uuid4().hex, socket.gethostname(), str(process), shared=owner is not None)
-    member = f"{path}.{process}.{uuid.uuid4().hex}{_MEMBER}"
+    member = f"{path}.{process}.{_digest(me.owner)}.{uuid.uuid4().hex}{_MEMBER}"
     if me.shared:  # join first, so that no other process considers the lock abandoned
         store.write(member, b"", mode=mode)
     stop = threading.Event()
@@ -116,7 +117,7 @@ def locked(store: Store, path: str, *, owner: str | None, mode: int | None) -> I
             stop.set()
             heart.join()
             with not_cancelled():
-                if not (me.shared and any(other != member for other, _ in _members(store, path))):
+                if not (me.shared and any(other != member for other, _ in _members(store, path, me.owner))):
                     handle.release()
     finally:
         if me.shared:
@@ -199,12 +200,22 @@ def dismiss_writers(target: TargetFolder, task: Identity) -> None:
             target.store.delete(member)
 
 
-def _members(store: Store, path: str) -> Iterator[tuple[str, str]]:
-    """Yield the files and processes that share a lock and have not ended. Delete the files of those that have ended."""
+def _digest(owner: str) -> str:
+    return hashlib.sha256(owner.encode()).hexdigest()[:16]
+
+
+def _members(store: Store, path: str, owner: str | None = None) -> Iterator[tuple[str, str]]:
+    """Yield the files and processes that share a lock and have not ended. Delete the files of those that have ended.
+
+    Processes of another owner that try to get the lock have files too. `owner` selects one owner. Default: all.
+    """
     folder, _, name = path.rpartition("/")
     for entry in store.list(folder):
         if entry.name.startswith(f"{name}.") and entry.name.endswith(_MEMBER):
-            member, process = f"{folder}/{entry.name}", entry.name.removeprefix(f"{name}.").partition(".")[0]
+            member = f"{folder}/{entry.name}"
+            process, _, rest = entry.name.removeprefix(f"{name}.").partition(".")
+            if owner is not None and not rest.startswith(f"{_digest(owner)}."):
+                continue
             if not _is_abandoned(store, member, process):
                 yield member, process
                 continue
@@ -247,7 +258,7 @@ def _read(store: Store, path: str) -> LockOwner | None:
 
 def _has_expired(store: Store, path: str, owner: LockOwner) -> bool:
     if owner.shared and owner.owner:
-        return not any(True for _ in _members(store, path))
+        return not any(True for _ in _members(store, path, owner.owner))
     return _is_abandoned(store, path, owner.process)
 
 
