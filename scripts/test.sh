@@ -117,6 +117,12 @@ for tier in $prepared; do
         esac
     fi
 done
+end_installation() {
+    [ -n "$background" ] || return 0
+    wait "$background" || failed=1
+    background=''
+    cat "$work/installation.log"
+}
 if [ -n "$installation" ]; then
     (session_in_cluster installation) >"$work/installation.log" 2>&1 &
     background=$!
@@ -126,13 +132,10 @@ processes=$("$python" -c 'import os; print(max(3, os.cpu_count() or 1))')
 # shellcheck disable=SC2086  # a list of tiers
 [ -z "$together" ] || (inside=${installation:+nice} && session "$processes" $together) || failed=1
 for tier in $clusters; do
+    [ "$tier" != cluster ] || end_installation  # the pods of both would compete
     (session_in_cluster "$tier") || failed=1
 done
-if [ -n "$installation" ]; then
-    wait "$background" || failed=1
-    background=''
-    cat "$work/installation.log"
-fi
+end_installation
 
 # A session that ends before its tests leaves its file empty.
 early=$(find "$work/counts" -type f -empty -printf ' %f')

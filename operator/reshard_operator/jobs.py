@@ -91,9 +91,9 @@ def holds_target(job: Job, transform: Transform, *, writes: bool = False) -> boo
     A transform occupies the target from the creation of the Job that writes its ranks until it has ended, even while it is
     suspended. The Job then has a TTL. If two transforms start at the same time, the one that was created first starts, or, if
     this transform already has a Job that `writes`, continues. A Job without an owner occupies the target only while it runs:
-    if it is suspended, nothing resumes it.
+    if it is suspended, only a queue resumes it.
     """
-    if not job.owner and job.suspended:
+    if not job.owner and job.suspended and not job.label(QUEUE_LABEL):
         return False
     underway = bool(job.owner) and "ttlSecondsAfterFinished" not in job.spec
     if job.label(LABEL_STEP) != "plan" and underway and not writes:
@@ -131,7 +131,7 @@ def _essence(value: object) -> object:
 def plan_job(transform: Transform, config: Config, run: int = 1) -> Object:
     """Return the Job that validates the request and writes the plan."""
     variables = {"RESHARD_PARALLELISM": str(_spec(transform).execution.parallelism)}
-    return _job(transform, config, "plan", variables, _requested(_PLAN_BYTES), run=run)
+    return _job(transform, config, "plan", variables, _memory_request(_PLAN_BYTES), run=run)
 
 
 def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Object:
@@ -144,7 +144,7 @@ def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Obj
         "RESHARD_DIGEST": planned.digest,
         VARIABLE_GROUPING: msgspec.json.encode(planned.grouping).decode(),
     }
-    job = _job(transform, config, "ranks", variables, _limited(planned.memory_bytes))
+    job = _job(transform, config, "ranks", variables, _memory_limit(planned.memory_bytes))
     job["spec"] |= {
         "completionMode": "Indexed",
         "completions": completions,
@@ -163,7 +163,7 @@ def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Obj
 
 def transform_job(transform: Transform, config: Config, run: int = 1) -> Object:
     """Return the Job whose only pod plans, writes all ranks, and commits."""
-    job = _job(transform, config, "transform", {}, _requested(_TRANSFORM_BYTES), run=run)
+    job = _job(transform, config, "transform", {}, _memory_request(_TRANSFORM_BYTES), run=run)
     _limit(job, transform)
     return job
 
@@ -181,7 +181,7 @@ def _limit(job: Object, transform: Transform) -> None:
 def commit_job(transform: Transform, config: Config, planned: PlanMessage, run: int = 1) -> Object:
     """Return the Job that reads the records of all ranks and completes the checkpoint, if no pod of the ranks has done so."""
     variables = {"RESHARD_DIGEST": planned.digest}
-    return _job(transform, config, "commit", variables, _limited(planned.memory_bytes), run=run)
+    return _job(transform, config, "commit", variables, _memory_limit(planned.memory_bytes), run=run)
 
 
 def _job(transform: Transform, config: Config, step: str, variables: dict[str, str], memory: Object, *, run: int = 1) -> Object:
@@ -330,25 +330,28 @@ def _items(volume: Volume) -> Object:
     return {"items": [{"key": volume.key, "path": volume.key}]} if volume.key else {}
 
 
-def _requested(nbytes: int) -> Object:
+def _memory_request(nbytes: int) -> Object:
     """Return the memory of a pod whose requirement is not known."""
     return {"requests": {"memory": str(nbytes)}}
 
 
-def _limited(nbytes: int) -> Object:
+def _memory_limit(nbytes: int) -> Object:
     """Return the memory of a pod that needs at most `nbytes`."""
     return {kind: {"memory": str(nbytes)} for kind in ("requests", "limits")}
 
 
 def _resources(overrides: PodTemplateSpec, config: Config, memory: Object) -> Object:
-    """Return the resources of the transform or of the chart. If they contain no memory, add `memory`."""
-    resources = overrides.resources or config.converter_resources or {}
-    requests, limits = (resources.get(kind) or {} for kind in ("requests", "limits"))
-    if "memory" in limits:
-        memory = {"requests": {"memory": limits["memory"]}}  # like Kubernetes: a request above the limit would be rejected
-    elif "memory" in requests:
-        memory = {}
-    return resources | {kind: amount | (resources.get(kind) or {}) for kind, amount in memory.items()}
+    """Return the resources of a container: each one as the transform sets it, otherwise the chart, otherwise as in `memory`.
+
+    The request and the limit of a resource have the same origin, because a request above the limit would be rejected.
+    """
+    found: Object = {}
+    for resources in (memory, config.converter_resources or {}, overrides.resources or {}):
+        kinds = {kind: resources.get(kind) or {} for kind in ("requests", "limits")}
+        named = {name for amounts in kinds.values() for name in amounts}
+        rest = {kind: {n: a for n, a in found.get(kind, {}).items() if n not in named} for kind in kinds}
+        found |= {**resources, **{kind: rest[kind] | amounts for kind, amounts in kinds.items()}}
+    return {kind: amounts for kind, amounts in found.items() if amounts or kind not in {"requests", "limits"}}
 
 
 def _rule(action: str, codes: tuple[int, ...]) -> Object:

@@ -312,7 +312,7 @@ def test_overrides_add_and_do_not_replace() -> None:
             {"name": "JOB_COMPLETION_INDEX", "value": "0"},
             {"name": "MINE", "value": "1"},
         ],
-        "resources": {"limits": {"memory": "1Gi"}},
+        "resources": {"limits": {"memory": "1Gi", "nvidia.com/gpu": "1"}},
         "securityContext": {"runAsUser": 0, "runAsNonRoot": False, "supplementalGroups": [7]},
         "tolerations": [{"operator": "Exists"}],
     }
@@ -322,7 +322,7 @@ def test_overrides_add_and_do_not_replace() -> None:
     assert "JOB_COMPLETION_INDEX" not in variables(job)
     assert (variables(job)["RESHARD_OWNER"], variables(job)["MINE"]) == ("11112222-aaaa", "1")
     pod = pod_of(job)
-    assert pod["containers"][0]["resources"] == {"limits": {"memory": "1Gi"}, "requests": {"memory": "1Gi"}}
+    assert pod["containers"][0]["resources"] == {"limits": {"memory": "1Gi", "nvidia.com/gpu": "1"}}
     assert pod["securityContext"]["runAsNonRoot"] is False
     assert list(pod["securityContext"]["supplementalGroups"]) == [7]
     assert pod["tolerations"] == [{"operator": "Exists"}]
@@ -336,8 +336,9 @@ BOUND = {"requests": {"memory": "80000000"}, "limits": {"memory": "80000000"}}
     [
         ({}, BOUND),
         ({"requests": {"cpu": "1"}, "claims": []}, BOUND | {"requests": {"cpu": "1", "memory": "80000000"}, "claims": []}),
+        ({"limits": {"cpu": "1"}}, BOUND | {"limits": {"cpu": "1", "memory": "80000000"}}),
         ({"requests": {"memory": "1Gi"}}, {"requests": {"memory": "1Gi"}}),
-        ({"limits": {"memory": "1Gi"}}, {"requests": {"memory": "1Gi"}, "limits": {"memory": "1Gi"}}),
+        ({"limits": {"memory": "1Gi"}}, {"limits": {"memory": "1Gi"}}),
         ({"requests": {"memory": "1"}, "limits": {"memory": "2"}}, {"requests": {"memory": "1"}, "limits": {"memory": "2"}}),
     ],
 )
@@ -349,6 +350,29 @@ def test_the_bound_of_the_plan_is_the_request_and_the_limit(resources: dict[str,
         assert pod_of(job)["containers"][0]["resources"] == expected
     unknown = pod_of(jobs.plan_job(transform, CONFIG))["containers"][0]["resources"]
     assert unknown == {"requests": {"memory": str(256 << 20)}}  # no limit, as the plan does not exist yet
+
+
+@pytest.mark.parametrize(
+    ("of_chart", "of_transform", "expected"),
+    [
+        (
+            {"requests": {"cpu": "1"}, "limits": {"memory": "4Gi"}},
+            {"limits": {"nvidia.com/gpu": "1"}},
+            {"requests": {"cpu": "1"}, "limits": {"memory": "4Gi", "nvidia.com/gpu": "1"}},
+        ),
+        (
+            {"requests": {"memory": "8Gi", "cpu": "4"}},
+            {"limits": {"memory": "1Gi"}},
+            {"requests": {"cpu": "4"}, "limits": {"memory": "1Gi"}},
+        ),
+    ],
+)
+def test_a_resource_that_the_transform_does_not_set_is_that_of_the_chart(
+    of_chart: dict[str, Any], of_transform: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    transform = Transform.parse(resource(execution={"podTemplate": {"resources": of_transform}}))
+    job = jobs.ranks_job(transform, dataclasses.replace(CONFIG, converter_resources=of_chart), PLANNED)
+    assert pod_of(job)["containers"][0]["resources"] == expected
 
 
 @pytest.mark.parametrize(

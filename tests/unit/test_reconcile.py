@@ -17,7 +17,7 @@ from reshard.errors import documentation
 from reshard_operator.decision import Create, Delete, Patch
 from reshard_operator.jobs import ANNOTATION_CREATED, holds_target
 from reshard_operator.objects import Job, Pod
-from reshard_operator.observation import Transform
+from reshard_operator.observation import QUEUE_LABEL, Transform
 from reshard_operator.reconcile import reconcile, refused
 from reshard_operator.status import event, only_counts_differ
 
@@ -291,6 +291,8 @@ def test_an_orphan_that_is_suspended_does_not_hold_the_target() -> None:
     assert holds_target(Job(raw), transform)  # a pod may still write
     raw["status"] = suspended
     assert not holds_target(Job(raw), transform)
+    raw["metadata"]["labels"][QUEUE_LABEL] = "gpus"
+    assert holds_target(Job(raw), transform)  # Kueue may still admit it
 
 
 def test_parallelism_is_passed_on() -> None:

@@ -171,7 +171,7 @@ class Writer(NewFile, Protocol):
     def room(self, nbytes: int) -> memoryview | None:
         """Return memory of the writer in which the next `nbytes` bytes or more may be produced. None: it has none.
 
-        What is written from there is not copied. The caller must not modify it afterwards.
+        Content in this memory is written without a copy. The caller must not modify it afterwards.
         """
 
     def write_later(self, data: memoryview) -> Write | None:
