@@ -10,17 +10,18 @@ import subprocess
 import sys
 from itertools import product, takewhile
 from pathlib import Path
-from types import SimpleNamespace
 
 import msgspec
 import pytest
 from language_models import names, tensors, write_dcp, write_mindspore
 from pages import PAGES, ROOT, blocks
 
+from reshard.checkpoint.inventory import Inventory, Structure, TensorEntry
 from reshard.checkpoint.manifest import FileRecord, KindRecord, Manifest, ParameterRecord, ParameterTable, StageRecord
 from reshard.cli import main
 from reshard.engine.memory import memory_bytes
 from reshard.layout import Layout
+from reshard.plan import Model
 from reshard.spec.layout import Derivation, LayoutDocument, LayoutRule, Pipeline, Zero
 from reshard.spec.resource import parse_resource
 from reshard.storage.local import LocalStore
@@ -204,9 +205,8 @@ def test_generated_references_are_current(page: str) -> None:
 
 
 def most_memory(parameters: int, ranks: int = 1) -> str:
-    tensors = [SimpleNamespace(name="n" * 50)] * parameters
-    inventory = SimpleNamespace(structures=[SimpleNamespace(tensors=tensors)], tensors=())
-    model = SimpleNamespace(inventory=inventory, parameters=(), kinds=(), target_ranks=100)
+    entries = (TensorEntry("n" * 50, "Float32", (), ()),) * parameters
+    model = Model(Inventory((), (Structure("safetensors", entries),)), 1, 1, 100, 1, ())
     local = LocalStore("/")
     return f"{memory_bytes(model, ranks, local, local, ()) / 1e6:.0f} MB"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(not can_limit(), reason="control groups for memory cannot be created")
 RESHARD = (sys.executable, "-m", "reshard")
 ROWS, COLUMNS = 1536, 4096  # 24 MB, more than the buffers of a worker
-# Numbers of parameters and of shards. A tenth is enough to notice a term that is missing in the bound.
+# Numbers of parameters, shards and objects. A tenth is enough to notice a term that is missing in the bound.
 FRACTION = 1 if PROFILE == "all" else 10
-NAMES, TENSORS, SHARDS = 100_000 // FRACTION, 20_000 // FRACTION, 128_000 // FRACTION
+NAMES, TENSORS, SHARDS, OBJECTS = 100_000 // FRACTION, 20_000 // FRACTION, 128_000 // FRACTION, 60_000 // FRACTION
 # A larger multiple of the peak would waste the memory of the cluster. These files do not fill all buffers of an object store.
 MOST_RATIO = 3
 
@@ -55,11 +56,16 @@ def put(server: thin_s3.ThinServer, source: Path) -> None:
         server.put("bucket", f"src/{path.relative_to(source)}", path.read_bytes())
 
 
-def check(*command: str) -> tuple[int, int]:
-    """Run a transform within the bound of its plan. Return the bound and the peak."""
+def bound_of(*command: str) -> int:
+    """Return the bound in the plan of a transform."""
     planned = run_within(2 << 30, [*RESHARD, "plan", *command, "--json"])
     assert planned.code == 0, planned.errors
-    bound = json.loads(planned.output)["memory_bytes"]
+    return int(json.loads(planned.output)["memory_bytes"])
+
+
+def check(*command: str) -> tuple[int, int]:
+    """Run a transform within the bound of its plan. Return the bound and the peak of its resident memory."""
+    bound = bound_of(*command)
     done = run_within(bound, [*RESHARD, "transform", *command, "--json"])
     assert done.code == 0, (bound, done.errors[-500:])
     peak = json.loads(done.output)["peak_rss_bytes"]
@@ -76,8 +82,10 @@ def check_growth(few: Sequence[str], many: Sequence[str]) -> None:
 @pytest.mark.parametrize(
     ("kind", "more"),
     [
+        ("ckpt", ()),
         ("ckpt", ("--io", "direct")),
-        ("ckpt", ("--io", "buffered", "--verification", "full", "--workers", "8", "--crc")),
+        ("ckpt", ("--io", "buffered", "--verification", "full")),
+        ("ckpt", ("--workers", "8", "--crc")),
         ("safetensors", ("--cast", "l*=float16", "--format", "torch-dcp")),
         ("ckpt", ("--encryption-key-file", "KEY")),
     ],
@@ -86,6 +94,13 @@ def test_files_of_ranks(folder: Path, kind: str, more: tuple[str, ...]) -> None:
     made = checkpoint(folder, kind)
     options = [str(folder / each) if each == "KEY" else each for each in more]
     check(*made.arguments(folder / "out", *options)[1:])
+
+
+def test_a_quarter_of_the_bound_is_too_little(folder: Path) -> None:
+    """Otherwise, the limits of these tests have no effect."""
+    command = checkpoint(folder, "ckpt").arguments(folder / "out")[1:]
+    done = run_within(bound_of(*command) // 4, [*RESHARD, "transform", *command])
+    assert done.code == -signal.SIGKILL
 
 
 def test_an_encrypted_source_and_a_unified_target(folder: Path) -> None:
@@ -112,16 +127,32 @@ def test_many_names(folder: Path) -> None:
     check_growth(*([*sides, "--target", f"{folder}/out{i}", "--format", "ckpt"] for i, sides in enumerate(made)))
 
 
+def test_many_names_that_only_strategies_contain(folder: Path) -> None:
+    made = [many.names(folder / str(absent), 10, 2, absent=absent) for absent in (0, NAMES)]
+    check_growth(*([*sides, "--target", f"{folder}/out{i}", "--allow-missing"] for i, sides in enumerate(made)))
+
+
 def test_many_names_in_buckets(folder: Path, server: thin_s3.ThinServer) -> None:
     sides = many.names(folder, NAMES, 2)
     put(server, folder / "src")
     check("--source", "s3://bucket/src", *sides[2:], "--target", "s3://bucket/out")
 
 
-@pytest.mark.parametrize(("tensors", "shards"), [(TENSORS, 1), (1, SHARDS)])
-def test_many_shards(folder: Path, tensors: int, shards: int) -> None:
-    commands = []
-    for name, each in (("few", (1, 1)), ("many", (tensors, shards))):
+def converted(folder: Path, *more: str) -> list[str]:
+    """Arguments that convert a checkpoint."""
+    return ["--source", str(folder), "--target", f"{folder}-out", *more]
+
+
+@pytest.mark.parametrize(("tensors", "shards", "include"), [(TENSORS, 1, "*"), (1, SHARDS, "*"), (TENSORS, 4, "*.000000.*")])
+def test_many_shards(folder: Path, tensors: int, shards: int, include: str) -> None:
+    """Without a selection, and with one."""
+    for name, each in (("few", (2, 1)), ("many", (tensors, shards))):
         many.shards(folder / name, 64, *each)
-        commands.append(["--source", str(folder / name), "--target", str(folder / f"{name}-out"), "--format", "huggingface"])
-    check_growth(*commands)
+    check_growth(*(converted(folder / name, "--format", "huggingface", "--include", include) for name in ("few", "many")))
+
+
+@pytest.mark.parametrize("target", ["torch-dcp", "huggingface"])
+def test_many_objects(folder: Path, target: str) -> None:
+    for name, count in (("few", 1), ("many", OBJECTS)):
+        many.objects(folder / name, 2, count)
+    check_growth(*(converted(folder / name, "--format", target) for name in ("few", "many")))

@@ -7,9 +7,11 @@ import os
 import resource
 import sys
 from dataclasses import dataclass, field
+from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING
 
+from reshard.checkpoint.dtypes import OBJECT
 from reshard.checkpoint.encryption import BLOCK_BYTES
 from reshard.plan.passes import Limits
 from reshard.storage.ahead import GAP_BYTES, longest_request
@@ -31,7 +33,7 @@ BUFFER_BYTES = PART_BYTES + ALIGNMENT
 MOST_WORKERS = 8
 # Upper bounds of the measurements in docs/performance.md: the interpreter with its libraries, and the buffers of each worker;
 _BASE_BYTES = 64 << 20
-_BYTES_PER_WORKER = 4 << 20
+_BYTES_PER_WORKER = 4608 << 10
 # for each parameter name, in headers, strategies, inventory and manifest, and in the plans of concurrent ranks.
 _BYTES_PER_NAME = 2560
 _BYTES_PER_CHARACTER = 8
@@ -42,6 +44,13 @@ _BYTES_PER_SHARDED_AND_WORKER = 4096
 # For each shard that metadata locates: in the metadata of all ranks, and in the plans of concurrent ranks that read it.
 _BYTES_PER_SHARD = 1280
 _BYTES_PER_COPY = 1024
+# For each value of the source that is not a tensor: in its metadata and, if it is written, in plans and documents of the target.
+_BYTES_PER_OBJECT = 4096
+_BYTES_PER_WRITTEN_OBJECT = 5120
+# For each name that is not in the files, or whose metadata was not read.
+_BYTES_PER_ABSENT_NAME = 768
+# For each byte of the source's metadata that a process parses, although the request excludes some of the tensors.
+_BYTES_PER_PARSED = 6
 # In a commit: for each target rank, the record of its file and its entry in the manifest, and for each of its slices of a kind of
 # parameters, a digest of their fingerprints.
 _BYTES_PER_RANK = 3 << 10
@@ -49,7 +58,7 @@ _BYTES_PER_RANK_AND_KIND = 320
 # For each slice of the target whose location is in a document.
 _BYTES_PER_LOCATED_SLICE = 768
 # With an object store: its client, prefetched data, and data to upload, for all workers together.
-_CLIENT_BYTES = 32 << 20
+_CLIENT_BYTES = 34 << 20
 _AHEAD_BYTES = 56 << 20
 _UPLOAD_BYTES = 48 << 20
 # The start of a written file in an object store, which is prefetched to verify the headers.
@@ -196,6 +205,7 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
     decrypts: bool = False,
     encrypts: bool = False,
     locates: bool = False,
+    parses: bool = False,
 ) -> int:
     """Return the maximum memory of a process for this model, before it starts. docs/performance.md has the measurements.
 
@@ -211,12 +221,12 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
         decrypts: whether the source is encrypted.
         encrypts: whether the target will be encrypted.
         locates: whether documents of the target contain the location of each slice.
+        parses: whether the process parses the metadata of the source, instead of an index or a plan.
     """
-    names = [tensor.name for structure in model.inventory.structures for tensor in structure.tensors]
-    sharded = model.inventory.tensors
-    names += [tensor.name for tensor in sharded]
-    common = _BASE_BYTES + len(names) * _BYTES_PER_NAME + sum(map(len, names)) * _BYTES_PER_CHARACTER
-    common += len(sharded) * _BYTES_PER_SHARDED + sum(tensor.count for tensor in sharded) * _BYTES_PER_SHARD
+    inventory = model.inventory
+    names = sum(len(structure.tensors) for structure in inventory.structures) + len(inventory.tensors)
+    written = len(model.of_kinds(lambda kind: kind.dtype == OBJECT))
+    common = _BASE_BYTES + _described_bytes(model, parses=parses) + written * _BYTES_PER_WRITTEN_OBJECT
     common += _CLIENT_BYTES if source.remote or target.remote else 0
     common += _CIPHERS_BYTES if decrypts or encrypts else 0
     encrypted = BLOCK_BYTES + (0 if target.remote else STAGE_BYTES)
@@ -226,11 +236,11 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
     planned = min(active + 1, model.target_ranks)  # one more rank is verified
     share = budget(active)
     writes = 1 if target.remote else share.writes
-    alone = active * (writes + 1) * BUFFER_BYTES + planned * (_BYTES_PER_WORKER + len(names) * _BYTES_PER_NAME_AND_WORKER)
+    alone = active * (writes + 1) * BUFFER_BYTES + planned * (_BYTES_PER_WORKER + names * _BYTES_PER_NAME_AND_WORKER)
     alone += HEADERS_AHEAD_BYTES if target.remote and planned > active else 0
     alone += 0 if source.remote else active * share.disk_ahead
-    alone += active * (_CAST_BYTES_PER_WORKER if casts else 0) + planned * len(sharded) * _BYTES_PER_SHARDED_AND_WORKER
-    alone += planned * copies * _BYTES_PER_COPY if sharded else 0
+    alone += active * (_CAST_BYTES_PER_WORKER if casts else 0) + planned * len(inventory.tensors) * _BYTES_PER_SHARDED_AND_WORKER
+    alone += planned * copies * _BYTES_PER_COPY if inventory.tensors or inventory.objects else 0
     # Ciphertext that waits for decryption takes the same again.
     alone += active * share.ahead * (1 + decrypts) if source.remote else 0
     alone += active * encrypted if encrypts else 0
@@ -242,13 +252,30 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
         return common + alone
     each = pass_budget(files, workers, source, target)
     together = each.batch * each.batches * (1 + (decrypts and source.remote)) + files * each.tile
-    together += min(_PASS_TENSORS, ranks * (len(names) + copies)) * _BYTES_PER_COPY
-    together += min(_PASS_TENSORS // 2, ranks * len(sharded)) * _BYTES_PER_SHARDED_AND_WORKER  # each counts with its shards
+    together += min(_PASS_TENSORS, ranks * (names + copies)) * _BYTES_PER_COPY
+    together += (
+        min(_PASS_TENSORS // 2, ranks * len(inventory.tensors)) * _BYTES_PER_SHARDED_AND_WORKER
+    )  # each counts with its shards
     together += (each.workers + each.equal) * _BYTES_PER_WORKER
     together += each.workers * _CAST_BYTES_PER_WORKER + files * each.tile if casts else 0
     together += files * encrypted if encrypts else 0
     together += files * target.write_cost(largest, each.upload).memory
     return common + max(alone, together)
+
+
+def _described_bytes(model: Model, *, parses: bool) -> int:
+    """Return the memory of what describes the source: parameters, other values, shards, and names that are not in the files."""
+    inventory = model.inventory
+    sharded, objects = inventory.tensors, [each.name for each in inventory.objects]
+    names = [entry.name for structure in inventory.structures for entry in structure.tensors]
+    names += [tensor.name for tensor in sharded]
+    absent = [*model.not_in_files, *model.target_only, *model.in_other_stages, *inventory.unread]
+    found = len(names) * _BYTES_PER_NAME + sum(map(len, chain(names, objects, absent))) * _BYTES_PER_CHARACTER
+    found += len(objects) * _BYTES_PER_OBJECT + len(absent) * _BYTES_PER_ABSENT_NAME
+    found += len(sharded) * _BYTES_PER_SHARDED + sum(tensor.count for tensor in sharded) * _BYTES_PER_SHARD
+    if parses and inventory.unread:
+        found += sum(file.size for file in inventory.files[len(inventory.files) - inventory.documents :]) * _BYTES_PER_PARSED
+    return found
 
 
 def commit_bytes(ranks: int, kinds: int, slices: int = 0) -> int:

@@ -95,7 +95,7 @@ def plan_transform(
                 start(task, target, cancellation)
         taken = durations()
     summary = summary_of(task)
-    memory = memory_of(preflight, summary, workers, passes_of(task, target.store, task.scope))
+    memory = memory_of(preflight, summary, workers, passes_of(task, target.store, task.scope), parses=not task.indexed)
     rank_requests = requests_of(task, target.store, task.scope[0], budget(min(workers, len(task.scope)))) if task.scope else 0
     finished_ranks = tuple(rank for rank in task.scope if rank not in preflight.left)
     return PlanResult(

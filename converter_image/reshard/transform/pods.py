@@ -80,7 +80,9 @@ def options_of(preflight: Preflight, summary: Summary, pods: Pods) -> tuple[Pods
     return tuple(map(described, found))
 
 
-def memory_of(preflight: Preflight, summary: Summary, workers: int, passes: Iterable[Sequence[int]]) -> int:
+def memory_of(
+    preflight: Preflight, summary: Summary, workers: int, passes: Iterable[Sequence[int]], *, parses: bool = False
+) -> int:
     """Return the maximum memory of a process that makes these passes over the source, see `memory_bytes`."""
     task, target, several = preflight.task, preflight.target.store, list(passes)
     return memory_bytes(
@@ -95,4 +97,5 @@ def memory_of(preflight: Preflight, summary: Summary, workers: int, passes: Iter
         decrypts=task.request.decryption is not None,
         encrypts=task.request.encryption is not None,
         locates=task.output.once,
+        parses=parses,
     )
