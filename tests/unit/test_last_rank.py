@@ -20,7 +20,7 @@ from reshard.errors import MissingInputError
 from reshard.spec.request import Options, Request
 from reshard.target.documents import LOCK
 from reshard.target.folder import TargetFolder
-from reshard.target.lock import STALE_SECONDS, LockOwner
+from reshard.target.lock import STALE_SECONDS, LockOwner, member_path
 from reshard.transform.complete import commit_checkpoint, commit_if_complete
 from reshard.transform.plan import plan_transform
 from reshard.transform.run import transform_checkpoint
@@ -121,7 +121,7 @@ def test_the_commit_step_leaves_no_lock_of_a_pod_that_was_killed(made: disk.Chec
     request, digest = planned(made, target)
     write(request, "0-5")
     (target / LOCK).write_bytes(encode(LockOwner(OWNER, "elsewhere", "", shared=True)))
-    (target / f"{LOCK}.killed.x.member").touch()
+    (target / member_path(LOCK, "killed", OWNER)).touch()
     assert commit_if_complete(str(target), digest, ranks=RANKS) is None
     assert commit_checkpoint(str(target), digest=digest, owner=OWNER).ranks == "0-5"
     assert right(made, target)

@@ -76,7 +76,7 @@ def test_files_that_another_run_has_replaced_are_not_deleted(server: thin_s3.Thi
     seen = store.stats(KEYS[:39])
     server.put("bucket", f"a/{KEYS[7]}", b"new")
     del server.objects["bucket", f"a/{KEYS[8]}"]
-    with pytest.raises(LockedError, match="another run has replaced this object") as caught:
+    with pytest.raises(LockedError, match="another run or program has replaced this object") as caught:
         store.delete_files([KEYS[8], KEYS[39], KEYS[7]], seen=seen)
     assert caught.value.where == f"s3://bucket/a/{KEYS[7]}"
     store.delete_files(KEYS[:40], seen={key: stat for key, stat in seen.items() if key != KEYS[7]})
@@ -88,11 +88,28 @@ def test_files_that_another_run_has_replaced_are_not_deleted(server: thin_s3.Thi
     assert {key for _, key in server.objects} == {"a/aside", f"a/{KEYS[39]}"}
 
 
-def test_files_are_deleted_where_a_server_has_no_conditional_deletes(server: thin_s3.ThinServer) -> None:
+@pytest.mark.parametrize("refusal", [(501, "NotImplemented"), (400, "InvalidArgument")])
+def test_files_are_deleted_if_a_server_has_no_conditional_deletes(server: thin_s3.ThinServer, refusal: thin_s3.Refusal) -> None:
     put_all(server, KEYS[:2])
-    server.refuse = lambda request: (501, "NotImplemented") if request.method != "PUT" and "if-match" in request.headers else None
+    server.refuse = lambda request: refusal if request.method == "DELETE" and "if-match" in request.headers else None
     store = open_store("s3://bucket/a")
     store.delete_files(KEYS[:2], seen=store.stats(KEYS[:2]))
+    assert server.objects == {}
+
+
+@pytest.mark.parametrize("refusal", [(404, "NoSuchKey"), (412, "PreconditionFailed")])
+def test_a_delete_whose_answer_was_lost_is_repeated(server: thin_s3.ThinServer, refusal: thin_s3.Refusal) -> None:
+    put_all(server, KEYS[:1])
+
+    def lose(request: thin_s3.Request) -> thin_s3.Refusal | None:
+        if request.method != "DELETE":
+            return None
+        return (500, "InternalError") if server.objects.pop((request.bucket, request.key), None) else refusal
+
+    store = open_store("s3://bucket/a")
+    seen = store.stats(KEYS[:1])
+    server.refuse = lose
+    store.delete_files(KEYS[:1], seen=seen)
     assert server.objects == {}
 
 

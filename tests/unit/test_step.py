@@ -29,7 +29,7 @@ from reshard.spec.ranks import Grouping
 from reshard.storage.local import LocalStore
 from reshard.target.documents import LOCK
 from reshard.target.folder import TargetFolder
-from reshard.target.lock import STALE_SECONDS, LockOwner, locked
+from reshard.target.lock import STALE_SECONDS, LockOwner, locked, member_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -198,7 +198,7 @@ def test_the_longest_messages_are_short_enough() -> None:
 def test_the_commit_step_completes_what_the_last_rank_does_not(pods: Pods) -> None:
     """A pod that was killed leaves its member of the lock, so the last pod does not know whether it still writes."""
     pods.run("plan")
-    member = pods.target / ".reshard" / f"lock.host-1-0.{'0' * 32}.member"
+    member = pods.target / member_path(LOCK, "host-1-0", "uid-1")
     for index in range(2):
         member.touch()
         assert pods.run("ranks", JOB_COMPLETION_INDEX=str(index))["committed"] is None

@@ -31,7 +31,7 @@ def buffers(nbytes: int, count: int) -> list[memoryview]:
 class BufferPool:
     """Mapped buffers that are used again. New memory takes more processor time than memory that was used before.
 
-    It keeps the buffers of one use, which have one length. Threads may share it.
+    It keeps buffers of one use, most of which have one length, and releases those of another one. Threads may share it.
     """
 
     def __init__(self) -> None:

@@ -100,7 +100,7 @@ def locked(store: Store, path: str, *, owner: str | None, mode: int | None) -> I
     """
     process = this_process()
     me = LockOwner(owner or uuid.uuid4().hex, socket.gethostname(), str(process), shared=owner is not None)
-    member = f"{path}.{process}.{_digest(me.owner)}.{uuid.uuid4().hex}{_MEMBER}"
+    member = member_path(path, str(process), me.owner)
     if me.shared:  # join first, so that no other process considers the lock abandoned
         store.write(member, b"", mode=mode)
     stop = threading.Event()
@@ -189,15 +189,20 @@ def live_writers(store: Store, path: str = LOCK) -> frozenset[str]:
     return frozenset(process for _, process in _members(store, path))
 
 
-def dismiss_writers(target: TargetFolder, task: Identity) -> None:
-    """Delete the files of other processes that share the lock of a complete task. They have nothing left to write.
+def dismiss_writers(target: TargetFolder, task: Identity, owner: str) -> None:
+    """Delete the files of other processes of an owner that share the lock of a complete task. They have nothing left to write.
 
     Nothing else shows that a process on another machine was killed, so the lock would remain until somebody uses the target.
     """
     path = LOCK if task.stage is None else f"{LOCK}-stage{task.stage}"
-    for member, process in list(_members(target.store, path)):
+    for member, process in list(_members(target.store, path, owner)):
         if process != str(this_process()):
             target.store.delete(member)
+
+
+def member_path(path: str, process: str, owner: str) -> str:
+    """Return a new path for the file with which a process of an owner shares the lock at `path`."""
+    return f"{path}.{process}.{_digest(owner)}.{uuid.uuid4().hex}{_MEMBER}"
 
 
 def _digest(owner: str) -> str:

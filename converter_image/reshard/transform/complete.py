@@ -76,13 +76,14 @@ def commit_checkpoint(
     committed = None
     for task in started:
         target = replace(target, mode=task.mode)
-        with writing(target, task, owner=owner or f"task-{task.digest}") as held:
+        writer = owner or f"task-{task.digest}"
+        with writing(target, task, owner=writer) as held:
             state = held.task(task.digest)
             if committed is not None and state.read() is None:  # the previous stage was the last one to be finished
                 break
             wanted = None if ranks is None else parse_ranks(ranks, state.draft().target_ranks)
             committed = commit_task(held, task, held.observe(), wanted, cancellation)
-            dismiss_writers(held, task)
+            dismiss_writers(held, task, writer)
     assert committed is not None  # noqa: S101 - at least one task was started
     return committed
 

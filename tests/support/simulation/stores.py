@@ -453,7 +453,7 @@ class SimulatedBucket(_Simulated):
             return True
 
         if not unchanged or not self._write(f"delete {path}", act, fenced=seen is not None):
-            raise LockedError("LockLost", "another run has replaced this object", where=path, fix="wait")
+            raise LockedError("LockLost", "another run or program has replaced this object", where=path, fix="wait")
 
     def delete_files(
         self, paths: Collection[str], *, seen: Mapping[str, Stat] | None = None, prune: bool = False, through: str = ""

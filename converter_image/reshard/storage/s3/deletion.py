@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from botocore import exceptions as boto
 
 from reshard.parallel import parallel
-from reshard.storage.s3.failures import BUSY, MISSING, code_of, failures
+from reshard.storage.s3.failures import BUSY, MISSING, PRECONDITION_FAILED, code_of, failures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _MOST_KEYS = 1000
 _BATCHES_AT_ONCE = 4
-_NO_CONDITIONS = {"NotImplemented", "501"}
+_NO_CONDITIONS = {"NotImplemented", "501", "InvalidArgument", "InvalidRequest", "400"}
 
 
 class Deleter:
@@ -27,6 +27,7 @@ class Deleter:
     def __init__(self, client: BaseClient, bucket: str) -> None:
         self._client, self._bucket = client, bucket
         self._one_by_one = False  # set once the server has refused DeleteObjects
+        self._conditions = True  # until the server has refused one
 
     def delete(self, keys: Sequence[str], versions: Mapping[str, str] = MappingProxyType({})) -> None:
         """Delete the objects with these keys. A key without an object is not an error.
@@ -68,10 +69,29 @@ class Deleter:
     def _delete_one(self, key: str, version: str | None) -> None:
         named = {"Bucket": self._bucket, "Key": key}
         with failures(f"s3://{self._bucket}/{key}"):
-            try:
-                self._client.delete_object(**named, **({"IfMatch": version} if version is not None else {}))
-            except boto.ClientError as error:
-                if version is None or code_of(error) not in MISSING | _NO_CONDITIONS:
-                    raise
-                if code_of(error) in _NO_CONDITIONS:
-                    self._client.delete_object(**named)
+            if version is not None and self._conditions and self._delete_unchanged(named, version):
+                return
+            self._client.delete_object(**named)
+
+    def _delete_unchanged(self, named: Mapping[str, str], version: str) -> bool:
+        """Delete an object that has this version, or does not exist. Return False if the server cannot compare versions."""
+        try:
+            self._client.delete_object(**named, IfMatch=version)
+        except boto.ClientError as error:
+            code = code_of(error)
+            if code in _NO_CONDITIONS:
+                self._conditions = False
+                return False
+            # A request whose answer was lost is repeated. Some servers then answer that the condition does not hold.
+            if code not in MISSING and not (code in PRECONDITION_FAILED and self._is_missing(named)):
+                raise
+        return True
+
+    def _is_missing(self, named: Mapping[str, str]) -> bool:
+        try:
+            self._client.head_object(**named)
+        except boto.ClientError as error:
+            if code_of(error) not in MISSING:
+                raise
+            return True
+        return False

@@ -193,7 +193,7 @@ def changed(where: str, how: str = "changed") -> DataError:
 
 def _replaced(where: str) -> LockedError:
     return LockedError(
-        "LockLost", "another run has replaced this object", where=where, fix="wait until the other run has finished, then retry"
+        "LockLost", "another run or program has replaced this object", where=where, fix="wait until it has finished, then retry"
     )
 
 

@@ -86,7 +86,7 @@ class S3Store:
         self._checksums = Checksums(storage_options.checksums, self._client, self._named(PROBE))
         self._deleter = Deleter(self._client, bucket)
         self._uploads = Uploads(self._client, bucket, f"{prefix}/" if prefix else "", self._key(PROBE), self._clock)
-        self._idle = BufferPool()  # of writers, of one size because all ranks' files are alike
+        self._idle = BufferPool()  # of writers
         self.url = f"{SCHEME}{bucket}" + (f"/{prefix}" if prefix else "")
         self.remote = True
         self.renames = False
