@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 import rawfiles
+import torch_files
 from output_files import opaque, shard, write_checkpoint
 
 from reshard.formats.torch.write import DCP
@@ -50,6 +51,13 @@ def shards(folder: Path, ranks: int, tensors: int, each: int) -> None:
     """Write a distributed checkpoint of PyTorch whose tensors have this number of shards, divided among the ranks."""
     whole = np.arange(each * 2, dtype=np.float32).reshape(each, 2)
     _write(folder, ranks, [shard(name, whole, (row, 0), (1, 2), "Float32") for name in _names(tensors) for row in range(each)])
+
+
+def pickled(path: Path, count: int) -> None:
+    """Write a file of PyTorch with this number of tensors."""
+    tensors = b"".join(torch_files.text(name) + torch_files.tensor(key=str(key)) for key, name in enumerate(_names(count)))
+    contents = {f"data/{key}": bytes(24) for key in range(count)}
+    path.write_bytes(torch_files.archive(b"\x80\x02}(" + tensors + b"u.", contents))
 
 
 def objects(folder: Path, ranks: int, count: int) -> None:

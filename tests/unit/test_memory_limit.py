@@ -151,6 +151,13 @@ def test_many_shards(folder: Path, tensors: int, shards: int, include: str) -> N
     check_growth(*(converted(folder / name, "--format", "huggingface", "--include", include) for name in ("few", "many")))
 
 
+def test_many_excluded_tensors_of_a_file(folder: Path) -> None:
+    for name, count in (("few", 2), ("many", OBJECTS)):
+        many.pickled(folder / f"{name}.pt", count)
+    more = ("--format", "huggingface", "--include", "*.000000.*")
+    check_growth(*(converted(folder / f"{name}.pt", *more) for name in ("few", "many")))
+
+
 @pytest.mark.parametrize("target", ["torch-dcp", "huggingface"])
 def test_many_objects(folder: Path, target: str) -> None:
     for name, count in (("few", 1), ("many", OBJECTS)):

@@ -49,7 +49,8 @@ _BYTES_PER_OBJECT = 4096
 _BYTES_PER_WRITTEN_OBJECT = 5120
 # For each name that is not in the files, or whose metadata was not read.
 _BYTES_PER_ABSENT_NAME = 768
-# For each byte of the source's metadata that a process parses, although the request excludes some of the tensors.
+# In a process that parses metadata of which the request excludes some: for each excluded name, and each byte of documents.
+_BYTES_PER_EXCLUDED_NAME = 1024
 _BYTES_PER_PARSED = 6
 # In a commit: for each target rank, the record of its file and its entry in the manifest, and for each of its slices of a kind of
 # parameters, a digest of their fingerprints.
@@ -274,7 +275,8 @@ def _described_bytes(model: Model, *, parses: bool) -> int:
     found += len(objects) * _BYTES_PER_OBJECT + len(absent) * _BYTES_PER_ABSENT_NAME
     found += len(sharded) * _BYTES_PER_SHARDED + sum(tensor.count for tensor in sharded) * _BYTES_PER_SHARD
     if parses and inventory.unread:
-        found += sum(file.size for file in inventory.files[len(inventory.files) - inventory.documents :]) * _BYTES_PER_PARSED
+        documents = inventory.files[len(inventory.files) - inventory.documents :]
+        found += len(inventory.unread) * _BYTES_PER_EXCLUDED_NAME + sum(file.size for file in documents) * _BYTES_PER_PARSED
     return found
 
 
