@@ -32,6 +32,7 @@ from reshard.errors import BugError, UsageError
 from reshard.spec.request import Options, Request
 from reshard.spec.rules import CastRule
 from reshard.storage import open_store
+from reshard.target.cast_losses import CastLosses, LossSums
 from reshard.target.folder import TargetFolder
 
 if TYPE_CHECKING:
@@ -339,11 +340,13 @@ def test_the_changes_of_100_000_parameters_fit_into_the_record_of_a_rank(tmp_pat
     state = TargetFolder(open_store(str(tmp_path)), None).task("0" * 64)
     names = [f"model.layers.{number}.mlp.experts.gate_proj.weight" for number in range(100_000)]
     record = FileRecord(3, "rank_3/x.ckpt", 1, "xxh3-128:0", 1, 1, 0, "Full")
-    state.record(record, dict.fromkeys(names, Loss(1 << 40, 2)))
-    state.record(FileRecord(4, "rank_4/x.ckpt", 1, "xxh3-128:0", 1, 1, 0, "Full"), {names[7]: Loss(1, 0)})
-    assert state.records(None) == {3: record, 4: FileRecord(4, "rank_4/x.ckpt", 1, "xxh3-128:0", 1, 1, 0, "Full")}
-    found = state.losses([3, 4], lambda: None)
-    assert (len(found), found[names[7]], found[names[8]]) == (100_000, Loss((1 << 40) + 1, 2), Loss(1 << 40, 2))
+    state.record(record, CastLosses.of(dict.fromkeys(range(100_000), Loss(1 << 40, 2))))
+    state.record(FileRecord(4, "rank_4/x.ckpt", 1, "xxh3-128:0", 1, 1, 0, "Full"), CastLosses.of({7: Loss(1, 0)}))
+    sums = LossSums(names)
+    found = state.records(None, add=lambda record: sums.add(record.file.rank, record.losses))
+    assert found == {3: record, 4: FileRecord(4, "rank_4/x.ckpt", 1, "xxh3-128:0", 1, 1, 0, "Full")} == state.records(None)
+    total = sums.by_name()
+    assert (len(total), total[names[7]], total[names[8]]) == (100_000, Loss((1 << 40) + 1, 2), Loss(1 << 40, 2))
 
 
 @pytest.mark.parametrize("level", ["Sample", "Full"])

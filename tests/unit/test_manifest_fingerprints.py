@@ -318,11 +318,80 @@ def test_copies_that_differ_have_no_sum() -> None:
     assert (whole(found), found.conflicts) == ({0: 1}, {1: (0, 7)})
 
 
-def test_fingerprints_of_unknown_parameters_are_refused() -> None:
-    with pytest.raises(DataError, match="parameter 2 of 2"):
-        sums((0, (0, 0), (4, 4), {2: 1}))
+def test_copies_are_compared_once_and_each_record_is_read_again_once() -> None:
+    """Each rank has two boxes of both parameters, in the same file."""
+    again: list[int] = []
+    files = {
+        rank: [
+            SliceFingerprints.of(Box((row, 0), (2, 4)), np.arange(2), np.array([5, rank if row else 5], np.uint64))
+            for row in (0, 2)
+        ]
+        for rank in range(5)
+    }
+
+    def read(rank: int) -> list[SliceFingerprints]:
+        again.append(rank)
+        return files[rank]
+
+    found = FingerprintSums([(4, 4)], (0, 0), read)
+    for rank, records in files.items():
+        found.add(rank, records)
+    assert (whole(found), found.conflicts, again) == ({0: 10}, {1: (0, 1)}, [0])
+
+
+def test_parameters_of_kinds_with_the_same_shape_are_in_one_record(made: disk.Checkpoint, target: Path, tmp_path: Path) -> None:
+    """Metadata locates the shards of each parameter of a distributed checkpoint, which is therefore a kind of its own."""
+    assert disk.run(made, tmp_path / "dcp", "--format", "torch-dcp") == 0
+    assert further(tmp_path / "dcp", target, "--no-commit") == 0
+    (record,) = target.glob(".reshard/*/records/rank_0.json")
+    shapes = [tuple(each["lengths"]) for each in json.loads(record.read_text())["fingerprints"]]
+    assert len(shapes) == len({*shapes}) < len(made.model.tensors)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0,)])
+def test_parameters_without_elements_have_none(shape: tuple[int, ...]) -> None:
+    found = FingerprintSums([shape, ()], (0, 1), lambda _: ())
+    box = Box.whole(shape)
+    assert whole(found) == {}
+    found.add(0, [SliceFingerprints.of(box, np.array([0]), np.zeros(1, np.uint64))])
+    found.add(0, [SliceFingerprints.of(Box((), ()), np.array([1]), np.ones(1, np.uint64))])
+    assert whole(found) == {1: 1}
+
+
+def test_a_canceled_commit_adds_no_fingerprints() -> None:
+    def cancel() -> None:
+        raise InterruptedError
+
+    found = FingerprintSums([(4, 4)], (0,), lambda _: (), cancel)
+    with pytest.raises(InterruptedError):
+        found.add(0, [SliceFingerprints.of(Box((0, 0), (4, 4)), np.array([0]), np.ones(1, np.uint64))])
+    assert whole(found) == {}
+
+
+@pytest.mark.parametrize(
+    ("start", "lengths", "numbers", "what"),
+    [
+        ((0, 0), (4, 4), [3], "parameter 3 of 3"),
+        ((0, 0), (4, 4), [1, 0], "ascending"),
+        ((0, 0), (4, 4), [1, 1], "ascending"),
+        ((0, 0), (4, 4), [0, 2], "box of parameter 0"),  # of another shape
+        ((0,), (4,), [0], "box of parameter 0"),
+        ((1, 0), (4, 4), [0], "box of parameter 0"),
+    ],
+)
+def test_damaged_fingerprints_are_refused(
+    start: tuple[int, ...], lengths: tuple[int, ...], numbers: list[int], what: str
+) -> None:
+    found = FingerprintSums([(4, 4), (4,)], (0, 0, 1), lambda _: ())
+    record = SliceFingerprints(start, lengths, np.array(numbers, "<u4").tobytes(), bytes(8 * len(numbers)))
+    with pytest.raises(DataError, match=rf"DocumentInvalid.*{what}.*rank 7|rank 7.*{what}"):
+        found.add(7, [record])
+
+
+def test_damaged_records_of_fingerprints_are_refused() -> None:
     record = msgspec.json.encode(SliceFingerprints((0,), (1,), bytes(4), bytes(8)))
-    for damaged in (record.replace(b"AAAAAAAAAAA", b"AAAAAAA"), record.replace(b"[0]", b"[-1]")):
+    changes = (b"AAAAAAAAAAA", b"AAAAAAA"), (b"[0]", b"[-1]"), (b"[0]", b"[0,0]")
+    for damaged in (record.replace(*change) for change in changes):
         with pytest.raises(msgspec.ValidationError):
             msgspec.json.decode(damaged, type=SliceFingerprints)
 
@@ -344,4 +413,4 @@ def test_memory_does_not_grow_with_the_fingerprints_of_slices() -> None:
     finally:
         tracemalloc.stop()
     assert found.whole()[1].all()
-    assert peak < 320 * ranks + 128 * names
+    assert peak < (320 + names // 7) * ranks + 128 * names

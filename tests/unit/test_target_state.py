@@ -540,4 +540,4 @@ def test_a_record_that_disappears_after_it_was_listed_is_no_record(
     monkeypatch.setattr(LocalStore, "list", listed)
     assert sorted(state.records(None)) == [0, 1, 2, 4, 5]
     with pytest.raises(MissingInputError, match="a record was deleted"):
-        state.losses(range(6), lambda: None)
+        state.fingerprints(3)

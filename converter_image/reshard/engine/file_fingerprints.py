@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -81,10 +82,11 @@ class FileFingerprints:
         """Return the fingerprints, or nothing if a server has copied some of the elements."""
         if self._nbytes != self._plan.written_nbytes:
             return ()
-        return tuple(
-            SliceFingerprints.of(group.geometry.box, self._plan.in_model[group.numbers], self._sums[group.numbers])
-            for group in self._plan.groups
-        )
+        alike: dict[tuple[tuple[int, ...], Box], list[Numbers]] = defaultdict(list)  # a kind may be that of one parameter
+        for group in self._plan.groups:
+            alike[group.kind.target_shape, group.geometry.box].append(group.numbers)
+        found = ((box, np.concatenate(numbers)) for (_, box), numbers in alike.items())
+        return tuple(SliceFingerprints.of(box, self._plan.in_model[numbers], self._sums[numbers]) for box, numbers in found)
 
     def _of(self, group: TensorGroup, contents: np.ndarray, box: Box) -> np.ndarray:
         kind = group.kind

@@ -17,6 +17,7 @@ from reshard.plan.passes import Limits
 from reshard.storage.ahead import GAP_BYTES, longest_request
 from reshard.storage.buffers import ALIGNMENT, STAGE_BYTES, BufferPool
 from reshard.storage.local.descriptors import writable_files
+from reshard.target.task import RECORDS_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,10 +53,12 @@ _BYTES_PER_ABSENT_NAME = 768
 # In a process that parses metadata of which the request excludes some: for each excluded name, and each byte of documents.
 _BYTES_PER_EXCLUDED_NAME = 1024
 _BYTES_PER_PARSED = 6
-# In a commit: for each target rank, the record of its file and its entry in the manifest, and for each of its slices of a kind of
-# parameters, a digest of their fingerprints.
+# In a commit: for each target rank, the record of its file, its entry in the manifest, for its parameters of each shape a digest
+# of their fingerprints, and for each parameter one bit. The records that are read at the same time, encoded and decoded.
 _BYTES_PER_RANK = 3 << 10
 _BYTES_PER_RANK_AND_KIND = 320
+_NAMES_PER_BYTE = 7
+_RECORDS_BYTES = 6 * RECORDS_BYTES
 # For each slice of the target whose location is in a document.
 _BYTES_PER_LOCATED_SLICE = 768
 # With an object store: its client, prefetched data, and data to upload, for all workers together.
@@ -248,7 +251,8 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
     alone += active * target.write_cost(largest, share.upload).memory
 
     slices = sum(prod(parameter.kind.target.parts) for parameter in model.parameters) if locates else 0
-    alone = max(alone, commit_bytes(model.target_ranks, len(model.kinds), slices))
+    kinds = len({(kind.target_shape, kind.target, kind.target_stages) for kind in model.kinds})
+    alone = max(alone, commit_bytes(model.target_ranks, len(model.parameters), kinds, slices))
     if not files:
         return common + alone
     each = pass_budget(files, workers, source, target)
@@ -280,15 +284,17 @@ def _described_bytes(model: Model, *, parses: bool) -> int:
     return found
 
 
-def commit_bytes(ranks: int, kinds: int, slices: int = 0) -> int:
+def commit_bytes(ranks: int, names: int, kinds: int, slices: int = 0) -> int:
     """Return the maximum memory of a commit, in addition to what each parameter takes.
 
     Args:
         ranks: number of target ranks.
-        kinds: number of kinds of parameters.
+        names: number of parameters.
+        kinds: number of kinds of parameters, which have the same shape and layout in the target.
         slices: number of slices whose location is in a document.
     """
-    return ranks * (_BYTES_PER_RANK + kinds * _BYTES_PER_RANK_AND_KIND) + slices * _BYTES_PER_LOCATED_SLICE
+    each = _BYTES_PER_RANK + kinds * _BYTES_PER_RANK_AND_KIND + names // _NAMES_PER_BYTE
+    return _RECORDS_BYTES + ranks * each + slices * _BYTES_PER_LOCATED_SLICE
 
 
 def peak_rss_bytes() -> int:

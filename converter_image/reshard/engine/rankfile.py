@@ -24,13 +24,14 @@ from reshard.storage.ahead import prefetched
 from reshard.storage.cancellable import CancellableReader
 from reshard.storage.digest import digest_of, digest_of_version, matches, sample_of
 from reshard.storage.traffic import Traffic
+from reshard.target.cast_losses import CastLosses
 from reshard.telemetry import phase
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from reshard.checkpoint.manifest import Verified
+    from reshard.checkpoint.manifest import Loss, Verified
     from reshard.checkpoint.output import OutputTensor
     from reshard.engine.memory import Budget
     from reshard.engine.task import Task
@@ -228,8 +229,17 @@ class RankFile:
         measured.measure(bytes_fetched=fetched.nbytes, requests=fetched.requests, bytes_written=nbytes)
         fingerprints = self._conditions.fingerprints
         run.state.record(
-            self._record, self._conditions.losses.by_name, fingerprints.records() if fingerprints is not None else ()
+            self._record,
+            _losses_of(self._plan, self._conditions.losses.by_name),
+            fingerprints.records() if fingerprints is not None else (),
         )
+
+
+def _losses_of(plan: RankPlan, by_name: Mapping[str, Loss]) -> CastLosses:
+    """Return the changes of casts for the record of a rank. Of parameters with the same name, one has those of all."""
+    numbers = zip(plan.parameters, plan.in_model.tolist(), strict=True) if by_name else ()
+    number_of = {parameter.name: number for parameter, number in numbers if parameter.name in by_name}
+    return CastLosses.of({number_of[name]: loss for name, loss in by_name.items()})
 
 
 def write_rank(run: Run, rank: int, budget: Budget, slots: threading.Semaphore) -> Written:

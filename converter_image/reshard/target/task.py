@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from reshard.checkpoint.manifest import MANIFEST_NAME, FileRecord, Loss, Manifest, encode
+from reshard.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest, encode
 from reshard.errors import MissingInputError
 from reshard.formats.registry import document_names
 from reshard.parallel import parallel
 from reshard.storage.cancellable import CancellableReader
 from reshard.storage.digest import ContentDigest, is_version, matches, sample_of
+from reshard.target.cast_losses import CastLosses
 from reshard.target.documents import LARGEST_DOCUMENT, LARGEST_RECORD, D, TargetDocuments
-from reshard.target.fingerprint_sums import FingerprintSums, SliceFingerprints
+from reshard.target.fingerprint_sums import SliceFingerprints
 from reshard.target.snapshot import TaskRecord
 
 if TYPE_CHECKING:
@@ -28,25 +29,30 @@ if TYPE_CHECKING:
     from reshard.storage.protocol import NewFile, Stat, Writer
 
 _LARGEST_RANK_RECORD = 1 << 30  # it contains a fingerprint of each parameter of the file
+# Bytes of records that are read at the same time.
+RECORDS_BYTES = 2 << 20
 _RECORDS_AT_ONCE = 32
 _RECORD = re.compile(r"rank_(\d{1,9})\.json", re.ASCII)
+
+
+_NO_LOSSES = CastLosses()
 
 
 class _Commit(msgspec.Struct, frozen=True):
     ranks: str
 
 
-class _RankRecord(msgspec.Struct, frozen=True):
-    """The record of a finished rank, and the folder of its task: a record that was copied from another task does not count."""
+class _FinishedFile(msgspec.Struct, frozen=True):
+    """The file of a finished rank, and the folder of its task: a record that was copied from another task does not count."""
 
     task: str
     file: FileRecord
 
 
-class _WithParameters(_RankRecord, frozen=True):
+class RankRecord(_FinishedFile, frozen=True):
     """The same with the changes that casts have made to each parameter, and with the fingerprints of its slices."""
 
-    losses: dict[str, Loss] = {}
+    losses: CastLosses = _NO_LOSSES
     fingerprints: tuple[SliceFingerprints, ...] = ()
 
 
@@ -228,15 +234,17 @@ class TaskState:
             if rank.isascii() and rank.isdigit() and int(rank) in ranks and writer not in writing:
                 self.target.store.delete(f"{self.folder}/tmp/{entry.name}")
 
-    def record(self, record: FileRecord, losses: Mapping[str, Loss], fingerprints: tuple[SliceFingerprints, ...] = ()) -> None:
+    def record(
+        self, record: FileRecord, losses: CastLosses = _NO_LOSSES, fingerprints: tuple[SliceFingerprints, ...] = ()
+    ) -> None:
         """Record that a rank's file is complete, durable and verified.
 
         Args:
             record: record of the file.
-            losses: changes of casts, by parameter.
+            losses: changes of casts.
             fingerprints: fingerprints of the slices in the file.
         """
-        content = encode(_WithParameters(self.folder, record, dict(losses), fingerprints))
+        content = encode(RankRecord(self.folder, record, losses, fingerprints))
         self.target.store.write(f"{self.folder}/records/rank_{record.rank}.json", content, mode=self.target.mode)
 
     def recorded_ranks(self) -> set[int]:
@@ -248,44 +256,28 @@ class TaskState:
         self,
         ranks: Iterable[int] | None,
         check: Callable[[], None] = lambda: None,
-        fingerprints: FingerprintSums | None = None,
+        add: Callable[[RankRecord], None] | None = None,
     ) -> dict[int, FileRecord]:
         """Return the records of ranks as far as they are finished.
 
         Args:
             ranks: the ranks. None means all.
             check: function that raises to cancel.
-            fingerprints: sums to which the fingerprints of the slices in the files are added.
+            add: function that adds the changes of casts and the fingerprints in the files to sums. All of them would take memory
+                that grows as ranks times parameters.
         """
         wanted = None if ranks is None else {f"rank_{rank}.json" for rank in ranks}
-        names = (entry.name for entry in self.target.store.list(f"{self.folder}/records"))
-        listed = [name for name in names if name.endswith(".json") and (wanted is None or name in wanted)]
-        if fingerprints is None:
-            found = parallel(lambda name: self._record(name, _RankRecord), listed, check=check)
-            return {record.file.rank: record.file for record in found if record is not None and record.task == self.folder}
+        entries = self.target.store.list(f"{self.folder}/records")
+        listed = [entry for entry in entries if entry.name.endswith(".json") and (wanted is None or entry.name in wanted)]
+        kind = _FinishedFile if add is None else RankRecord
         records = {}
-        for record in self._complete_records(listed, check):
-            if record.task == self.folder:
-                records[record.file.rank] = record.file
-                fingerprints.add(record.file.rank, record.fingerprints)
+        for batch in _batches(listed):
+            for record in parallel(lambda name: self._record(name, kind), batch, check=check):
+                if record is not None and record.task == self.folder:
+                    records[record.file.rank] = record.file
+                    if add is not None and isinstance(record, RankRecord):
+                        add(record)
         return records
-
-    def losses(self, ranks: Iterable[int], check: Callable[[], None]) -> dict[str, Loss]:
-        """Return the changes that casts have made in the files of these ranks, by parameter. `check` raises to cancel.
-
-        Raises:
-            MissingInputError: a record was deleted.
-        """
-        found: dict[str, Loss] = {}
-        names = [f"rank_{rank}.json" for rank in ranks]
-        read = 0
-        for record in self._complete_records(names, check):
-            read += 1
-            for name, loss in record.losses.items():
-                found[name] = found.get(name, Loss()).plus(loss)
-        if read < len(names):
-            raise self._record_deleted()
-        return found
 
     def fingerprints(self, rank: int) -> tuple[SliceFingerprints, ...]:
         """Return the fingerprints of the slices in the file of a finished rank.
@@ -293,20 +285,11 @@ class TaskState:
         Raises:
             MissingInputError: the record was deleted.
         """
-        record = self._record(f"rank_{rank}.json", _WithParameters)
+        record = self._record(f"rank_{rank}.json", RankRecord)
         if record is None:
-            raise self._record_deleted()
+            where = f"{self.target.store.url}/{self.folder}/records"
+            raise MissingInputError("FileMissing", "a record was deleted", where=where, fix="run the transform again")
         return record.fingerprints
-
-    def _record_deleted(self) -> MissingInputError:
-        where = f"{self.target.store.url}/{self.folder}/records"
-        return MissingInputError("FileMissing", "a record was deleted", where=where, fix="run the transform again")
-
-    def _complete_records(self, names: Sequence[str], check: Callable[[], None]) -> Iterator[_WithParameters]:
-        for start in range(0, len(names), _RECORDS_AT_ONCE):  # each can be large
-            batch = names[start : start + _RECORDS_AT_ONCE]
-            found = parallel(lambda name: self._record(name, _WithParameters), batch, check=check)
-            yield from (record for record in found if record is not None)
 
     def _record(self, name: str, kind: type[D]) -> D | None:
         """Return a record, or None if another process has removed it since it was listed."""
@@ -386,3 +369,16 @@ class TaskState:
         moves = [(where, path) for path, where in there.items() if where != path]
         for _ in parallel(lambda move: self.target.store.move(*move), moves, check=check):
             pass
+
+
+def _batches(records: Iterable[Stat]) -> Iterator[list[str]]:
+    """Yield the names of records that are read at the same time: of `RECORDS_BYTES` together, or of one that is larger."""
+    batch, nbytes = list[str](), 0
+    for record in records:
+        if batch and (len(batch) == _RECORDS_AT_ONCE or nbytes + record.size > RECORDS_BYTES):
+            yield batch
+            batch, nbytes = [], 0
+        batch.append(record.name)
+        nbytes += record.size
+    if batch:
+        yield batch

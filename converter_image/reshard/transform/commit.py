@@ -18,6 +18,7 @@ from reshard.spec.ranks import format_ranks, parse_ranks
 from reshard.spec.request import STRICTNESS
 from reshard.storage.cancellable import CancellableStore
 from reshard.storage.digest import ContentDigest
+from reshard.target.cast_losses import LossSums
 from reshard.target.documents import LOCK
 from reshard.target.fingerprint_sums import FingerprintSums
 from reshard.target.lock import serialized
@@ -29,13 +30,14 @@ from reshard.transform.documents import documents_of
 from reshard.transform.fingerprint_check import with_fingerprints
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from reshard.engine.task import Task
     from reshard.progress import Cancellation
     from reshard.spec.request import Verification
     from reshard.target.folder import TargetFolder
     from reshard.target.snapshot import Identity, TargetSnapshot
+    from reshard.target.task import RankRecord
 
 _COMPARED_AT_ONCE = 8
 
@@ -109,50 +111,32 @@ def _manifest_of(
         refuse_loss(target, snapshot, ranks, every, shape_of(draft))
     table = draft.parameters
     kinds = (record.kind for record in table.records)
-    fingerprints = FingerprintSums([kind.shape for kind in table.kinds], kinds, state.fingerprints)
-    records = recorded(target, document, snapshot, ranks, cancellation, fingerprints=fingerprints)
+    extended = snapshot.manifest_for(document)
+    before = _ranks_in(extended, document) if extended is not None else set()
+    # Equal tasks make equal changes, so a file that was written again adds nothing to the numbers in the manifest.
+    continued = extended.parameters if extended is not None and before <= {*ranks} else None
+    losses = LossSums([record.name for record in table.records], before if continued is not None else ())
+    fingerprints = FingerprintSums([kind.shape for kind in table.kinds], kinds, state.fingerprints, cancellation.check)
+
+    def add(record: RankRecord) -> None:
+        losses.add(record.file.rank, record.losses)
+        fingerprints.add(record.file.rank, record.fingerprints)
+
+    records = recorded(target, document, snapshot, ranks, cancellation, add=add)
     least = STRICTNESS[verification]
     missing = tuple(rank for rank in ranks if rank not in records or STRICTNESS[records[rank].verified] < least)
     if missing:
         raise ranks_unfinished(target, ranks, missing)
     files = tuple(records[rank] for rank in ranks)
-    extended = snapshot.manifest_for(document)
-    parameters = _with_losses(target, document, extended, draft, files, cancellation)
+    if continued is None and not {record.rank for record in files if record.rounded} <= losses.ranks:
+        # The numbers of ranks that are left out are not known.
+        parameters = ParameterTable(table.kinds, tuple([record.with_loss(None) for record in table.records]))
+    else:
+        parameters = with_losses(continued or table, losses.by_name())
     parameters = with_fingerprints(parameters, fingerprints, draft, files, extended)
     return msgspec.structs.replace(
         draft, ranks=format_ranks(ranks), files=files, parameters=parameters, key_check=document.key_check
     )
-
-
-def _with_losses(
-    target: TargetFolder,
-    document: TaskRecord,
-    known: Manifest | None,
-    draft: Manifest,
-    files: Sequence[FileRecord],
-    cancellation: Cancellation,
-) -> ParameterTable:
-    """Return the parameters with the numbers of elements that casts have changed in files.
-
-    Equal tasks make equal changes, so a file that was written again adds nothing to the numbers of the manifest that the task
-    extends.
-
-    Args:
-        target: target of the task.
-        document: record of the task.
-        known: manifest that the task extends. None means that there is none.
-        draft: manifest of the task without files.
-        files: files of the task.
-        cancellation: object that cancels the commit from another thread.
-    """
-    before = {record.rank for record in known.files if record.stage == document.stage} if known is not None else set()
-    state, parameters = target.task(document.digest), draft.parameters
-    if known is not None and before <= {record.rank for record in files}:
-        parameters, files = known.parameters, [record for record in files if record.rank not in before]
-    elif not {record.rank for record in files if record.rounded} <= state.recorded_ranks():
-        # The numbers of ranks that are left out are not known.
-        return ParameterTable(parameters.kinds, tuple(parameter.with_loss(None) for parameter in parameters.records))
-    return with_losses(parameters, state.losses((record.rank for record in files if record.rounded), cancellation.check))
 
 
 def _complete_with_siblings(target: TargetFolder, document: TaskRecord, own: Manifest, cancellation: Cancellation) -> Manifest:
@@ -395,16 +379,16 @@ def recorded(
     cancellation: Cancellation,
     *,
     thorough: bool = False,
-    fingerprints: FingerprintSums | None = None,
+    add: Callable[[RankRecord], None] | None = None,
 ) -> dict[int, FileRecord]:
     """Return the finished ranks of a task, including those of a manifest that it extends.
 
-    The fingerprints in the records are added to `fingerprints`. Those of ranks in the manifest are not known any more.
+    `add` gets the records that are not yet a part of a manifest, which does not contain all that they do.
     """
     state, manifest = target.task(document.digest), snapshot.manifest_for(document)
     known: dict[int, FileRecord] = {}
     if manifest is not None:
         known = {record.rank: record for record in manifest.files if record.stage == document.stage}
-    known |= state.records(ranks, cancellation.check, fingerprints)
+    known |= state.records(ranks, cancellation.check, add)
     there = state.locate(known.values(), staged=document.staged, thorough=thorough, check=cancellation.check)
     return {rank: found for rank, found in known.items() if found.path in there}

@@ -10,15 +10,15 @@ from reshard.checkpoint.manifest import decode, encode
 from reshard.target.lock import LockOwner
 from reshard.target.process import ProcessId, has_ended
 from reshard.target.snapshot import TaskRecord
-from reshard.target.task import _Commit, _RankRecord, _WithParameters
+from reshard.target.task import RankRecord, _Commit, _FinishedFile
 
-KINDS = (TaskRecord, _RankRecord, _WithParameters, _Commit, LockOwner)
+KINDS = (TaskRecord, _FinishedFile, RankRecord, _Commit, LockOwner)
 HERE = ProcessId("0" * 12, 1, 2)
 RANK = {"task": ".reshard/0", "file": MANIFEST["files"][0]}
 DOCUMENTS = (
     {"digest": "0123456789abcdef0", "request": {"output": "PerRank"}, "staged": True, "mode": 420, "keyCheck": "AAAA"},
     RANK,
-    RANK | {"losses": {"a": [1, 0]}},
+    RANK | {"losses": {"numbers": "AAAAAA==", "rounded": "AQAAAAAAAAA=", "overflowed": "AAAAAAAAAAA="}},
     {"ranks": "0-3"},
     {"owner": "o", "host": "h", "process": f"{'0' * 12}-12-34--", "shared": True},
 )
