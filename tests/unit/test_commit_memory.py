@@ -77,7 +77,7 @@ def test_each_rank_takes_no_more_than_the_bound(tmp_path: Path, form: str, slice
 
 
 def test_few_records_are_in_memory_at_a_time(tmp_path: Path) -> None:
-    names, ranks = 10_000, 32
+    names, ranks = 20_000, 32
     state = TargetFolder(open_store(str(tmp_path)), None).task("0" * 64)
     losses = CastLosses.of(dict.fromkeys(range(names), Loss(1 << 40, 2)))
     fingerprints = SliceFingerprints.of(Box((0,), (1,)), np.arange(names), np.arange(names, dtype=np.uint64))

@@ -318,6 +318,11 @@ def test_copies_that_differ_have_no_sum() -> None:
     assert (whole(found), found.conflicts) == ({0: 1}, {1: (0, 7)})
 
 
+def test_parameters_are_recorded_in_ascending_order() -> None:
+    box, numbers, values = Box((0,), (1,)), np.array([1, 0]), np.array([5, 6], np.uint64)
+    assert SliceFingerprints.of(box, numbers, values) == SliceFingerprints.of(box, numbers[::-1], values[::-1])
+
+
 def test_copies_are_compared_once_and_each_record_is_read_again_once() -> None:
     """Each rank has two boxes of both parameters, in the same file."""
     again: list[int] = []

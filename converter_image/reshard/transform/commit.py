@@ -132,7 +132,7 @@ def _manifest_of(
         # The numbers of ranks that are left out are not known.
         parameters = ParameterTable(table.kinds, tuple([record.with_loss(None) for record in table.records]))
     else:
-        parameters = with_losses(continued or table, losses.by_name())
+        parameters = with_losses(table if continued is None else continued, losses.by_name())
     parameters = with_fingerprints(parameters, fingerprints, draft, files, extended)
     return msgspec.structs.replace(
         draft, ranks=format_ranks(ranks), files=files, parameters=parameters, key_check=document.key_check
