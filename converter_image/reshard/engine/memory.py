@@ -248,24 +248,23 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
     # Ciphertext that waits for decryption takes the same again.
     alone += active * share.ahead * (1 + decrypts) if source.remote else 0
     alone += active * encrypted if encrypts else 0
-    alone += active * target.write_cost(largest, share.upload).memory
+    uploads = active * target.write_cost(largest, share.upload).memory  # a store keeps these buffers until it is closed
 
     slices = sum(prod(parameter.kind.target.parts) for parameter in model.parameters) if locates else 0
     kinds = len({(kind.target_shape, kind.target, kind.target_stages) for kind in model.kinds})
     alone = max(alone, commit_bytes(model.target_ranks, len(model.parameters), kinds, slices))
     if not files:
-        return common + alone
+        return common + uploads + alone
     each = pass_budget(files, workers, source, target)
     together = each.batch * each.batches * (1 + (decrypts and source.remote)) + files * each.tile
     together += min(_PASS_TENSORS, ranks * (names + copies)) * _BYTES_PER_COPY
-    together += (
-        min(_PASS_TENSORS // 2, ranks * len(inventory.tensors)) * _BYTES_PER_SHARDED_AND_WORKER
-    )  # each counts with its shards
+    located = min(_PASS_TENSORS // 2, ranks * len(inventory.tensors))  # each counts with its shards
+    together += located * _BYTES_PER_SHARDED_AND_WORKER
     together += (each.workers + each.equal) * _BYTES_PER_WORKER
     together += each.workers * _CAST_BYTES_PER_WORKER + files * each.tile if casts else 0
     together += files * encrypted if encrypts else 0
-    together += files * target.write_cost(largest, each.upload).memory
-    return common + max(alone, together)
+    uploads = max(uploads, files * target.write_cost(largest, each.upload).memory)
+    return common + uploads + max(alone, together)
 
 
 def _described_bytes(model: Model, *, parses: bool) -> int:
