@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Receiver(Protocol):
-    """What receives the content of a file."""
+    """Receiver of the content of a file."""
 
     def emit(self, part: memoryview) -> None:
         """Receive the next part, whose buffer is used again after this returns."""

@@ -33,8 +33,6 @@ _LARGEST_RANK_RECORD = 1 << 30  # it contains a fingerprint of each parameter of
 RECORDS_BYTES = 2 << 20
 _RECORDS_AT_ONCE = 32
 _RECORD = re.compile(r"rank_(\d{1,9})\.json", re.ASCII)
-
-
 _NO_LOSSES = CastLosses()
 
 
