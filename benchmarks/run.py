@@ -109,6 +109,7 @@ def run(command: list[str], source: Path, target: Path, measured: Measured, *, c
     shutil.rmtree(target, ignore_errors=True)
     os.sync()
     (drop if cold else warm)(source)
+    before = (cached_bytes(source) or 0) if cold else 0  # the kernel may keep pages that it has just read
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None  # noqa: S101 - it was asked for
@@ -126,7 +127,8 @@ def run(command: list[str], source: Path, target: Path, measured: Measured, *, c
     measured.seconds.append(seconds)
     measured.processor_seconds.append(usage.ru_utime + usage.ru_stime)
     measured.peak_bytes.append(peak)
-    measured.left_bytes.append(cached_bytes(source, target) if cold else cached_bytes(target))
+    left = cached_bytes(source, target) if cold else cached_bytes(target)
+    measured.left_bytes.append(None if left is None else max(0, left - before))
     return True
 
 

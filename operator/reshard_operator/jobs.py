@@ -150,6 +150,8 @@ def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Obj
         "completions": completions,
         "parallelism": min(spec.execution.parallelism, completions),
         "backoffLimitPerIndex": spec.execution.backoff_limit_per_index,
+        # More failures than pods that run at the same time probably have a cause that concerns all ranks.
+        "maxFailedIndexes": min(spec.execution.parallelism, completions),
     }
     del job["spec"]["backoffLimit"]
     job["spec"]["podFailurePolicy"]["rules"] = [

@@ -176,6 +176,7 @@ def test_a_volume_that_fills_up_during_a_run(stage: Stage, small_volume: Path) -
     # The pod that writes finds the volume full, or the one after it finds too little space before it writes.
     assert stage.ready("fills")["reason"] in {"CannotWrite", "NotEnoughSpace"}
     assert "/volumes/target" in stage.ready("fills")["message"]
+    assert stage.status("fills")["ranks"]["failed"] == 2  # one more than `parallelism`, and the other ranks were not tried
     assert not (small_volume / "out" / MANIFEST_NAME).exists()
     assert not list(small_volume.glob("out/.reshard/*/tmp/*"))
     filler.unlink()

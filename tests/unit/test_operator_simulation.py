@@ -1,13 +1,15 @@
-"""The operator under all schedules of failures of the API server, stale reads, kills and a second leader."""
+"""The operator under all schedules of failures of the API server, stale reads, silent watches, kills and a second leader."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-from pretend_cluster import COMMIT
+from pretend_cluster import COMMIT, CONFIG
+from simulation import reconciles
 from simulation.explorer import ViolationError, explore, repeat
 from simulation.reconciles import SIMULATED, Api
 
@@ -61,3 +63,13 @@ def test_a_transform_that_never_resumes_is_found(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(worker, "reconcile", forgetful)
     with pytest.raises(ViolationError, match="these phases are not final"):
         explore(REPORTING.simulate, bound=1, seconds=60)
+
+
+def test_a_missing_resync_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciles, "CONFIG", replace(CONFIG, resync_seconds=float("inf")))
+    with pytest.raises(AssertionError, match="these phases are not final"):
+        repeat(REPORTING.simulate, "the watches fall silent")
+
+
+def test_transforms_complete_with_silent_watches() -> None:
+    repeat(REPORTING.simulate, "the watches fall silent")

@@ -138,8 +138,8 @@ class Fingerprints:
         first, before = divmod(within, _WORD)
         count = -(-(before + length) // _WORD)
         columns = _OF_WORDS[first : first + count]
-        if not (before or length % _WORD) and (words := content.view(np.uint64)).flags.aligned:
-            return _weighted(words, weights, columns)
+        if not (before or length % _WORD):  # `einsum` reads words that are not aligned as fast
+            return _weighted(content.view(np.uint64), weights, columns)
         at_once = _SCRATCH_WORDS // count
         many, few = max(1, at_once // rows), min(rows, at_once)
         total = np.zeros(tensors, np.uint64)

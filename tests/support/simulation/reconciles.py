@@ -1,8 +1,9 @@
 """Reconciles of a simulation: the operator's real code with a simulated API server.
 
-The operator and the cluster take turns. Before each request of the operator, something else may happen: the cluster advances, the
-user suspends or resumes, the request fails or its answer is lost, the operator is killed, a former leader acts, or a read returns
-an older state.
+The operator and the cluster take turns. The operator looks at a transform as it does in reality: after an event, after the time
+that it chose itself, and at every resync. Its watches may fall silent, so that events are lost until it restarts. Before each of
+its requests, something else may happen: the cluster advances, the user suspends or resumes, the request fails or its answer is
+lost, the operator is killed, a former leader acts, or a read returns an older state.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from unittest.mock import patch
 
 from pretend_cluster import CONFIG, PretendCluster, committing, resource
@@ -33,8 +34,12 @@ if TYPE_CHECKING:
     from reshard_operator.objects import Object
     from simulation.explorer import Choices
 
-# Turns in which something unusual may happen, and those in which the operator must then bring everything to its end.
-_UNUSUAL_TURNS, _MOST_TURNS = 15, 40
+T = TypeVar("T")
+
+_TURN_SECONDS = 10
+# Turns in which something unusual may happen, and those in which the operator must then bring everything to its end. With silent
+# watches, it learns of each step at the next resync.
+_UNUSUAL_TURNS, _MOST_TURNS = 15, 200
 _MOST_LAG = 3
 
 
@@ -172,7 +177,9 @@ class _Story:
             self.clusters[name] = PretendCluster(made, outcome=partial(self._outcome, name, simulated.outcome))
         self._history: dict[str, deque[PretendCluster]] = {name: deque(maxlen=_MOST_LAG) for name in self.clusters}
         self._api = Api(self.clusters, self._happen, self._history)
-        self._reconciler = self._started()
+        self._watched: dict[str, str] = {}  # what the watches have shown of each transform
+        self._due: dict[str, float] = {}  # when the operator looks at each transform
+        self._start()
 
     @property
     def ended(self) -> bool:
@@ -184,22 +191,42 @@ class _Story:
             self.committed.add(name)
         return code, said
 
-    def _started(self) -> Reconciler:
-        return Reconciler(cast("Any", self._api), CONFIG, lambda: True)
+    def _start(self) -> None:
+        """Start the operator, with new watches and a resync."""
+        self._reconciler = Reconciler(cast("Any", self._api), CONFIG, lambda: True)
+        self._silent, self._resync = False, self.seconds
 
     def turn(self) -> None:
-        """Let the operator look at each transform, and then advance the cluster."""
+        """Let the operator look at each transform that is due, and then advance the cluster."""
+        self._watch()
+        if self._resync <= self.seconds:
+            self._resync = self.seconds + CONFIG.resync_seconds
+            self._due = dict.fromkeys(self.clusters, self.seconds)
         for name in self.clusters:
+            if self._due[name] > self.seconds:
+                continue
             self._api.lag = 0
             try:
-                _run(self._reconciler._reconcile("ns", name))  # noqa: SLF001 - without its queue
+                after = _run(self._reconciler._reconcile("ns", name))  # noqa: SLF001 - without its queue
+                self._due[name] = self.seconds + (float("inf") if after is None else after)
             except ApiError:
-                pass
+                self._due[name] = self.seconds  # the next turn is late enough
             except KilledError:
-                self._reconciler = self._started()
+                self._start()
             self._check()
         self._advance()
-        self.seconds += 10
+        self.seconds += _TURN_SECONDS
+
+    def _watch(self) -> None:
+        """Report what has changed, unless the watches are silent. Pods are not watched."""
+        for name, cluster in self.clusters.items():
+            now = json.dumps([cluster.resource, cluster.jobs], sort_keys=True)
+            if self._silent or now == self._watched.get(name):
+                continue
+            options = ["watch: an event", "watch: the watches fall silent"]
+            self._silent = self.faults and self._choices.pick(options, lambda: self._state("watch")) == 1
+            if not self._silent:
+                self._watched[name], self._due[name] = now, self.seconds
 
     def _advance(self) -> None:
         for name, cluster in self.clusters.items():
@@ -245,7 +272,8 @@ class _Story:
             json.dumps([cluster.resource, cluster.jobs, cluster.pods, str(cluster.now)], sort_keys=True)
             for cluster in self.clusters.values()
         ]
-        return what, hash((*found, self._api.read, self.seconds))
+        due = tuple(sorted(self._due.items()))
+        return what, hash((*found, self._api.read, self.seconds, self._silent, self._resync, due))
 
     def _check(self) -> None:
         for name, cluster in self.clusters.items():
@@ -261,12 +289,12 @@ class _Story:
             self._ends[name] = status
 
 
-def _run(work: Coroutine[Any, Any, object]) -> None:
-    """Run a coroutine that waits for nothing."""
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that waits for nothing, and return its result."""
     try:
         work.send(None)
-    except StopIteration:
-        return
+    except StopIteration as end:
+        return cast("T", end.value)
     raise AssertionError("it waits")
 
 
