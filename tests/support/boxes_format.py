@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,12 +45,15 @@ class RawBoxes:
 
 
 def write(folder: Path, tensors: Mapping[str, tuple[str, np.ndarray[Any, Any], Sequence[Box]]], files: int = 2) -> None:
-    """Write tensors, each as type, content and boxes, with a gap before each box, over several files in turn."""
+    """Write tensors, each as type, content and boxes, with a gap before each box, over several files in turn.
+
+    In the files, the tensors are in another order than in the index.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     contents = [bytearray() for _ in range(files)]
-    index: dict[str, Any] = {"files": [f"boxes{i}.bin" for i in range(files)], "tensors": {}}
+    index: dict[str, Any] = {"files": [f"boxes{i}.bin" for i in range(files)], "tensors": dict.fromkeys(tensors)}
     turn = 0
-    for name, (dtype, whole, boxes) in tensors.items():
+    for name, (dtype, whole, boxes) in sorted(tensors.items(), key=lambda item: zlib.crc32(item[0].encode())):
         shards = []
         for box in boxes:
             content = np.ascontiguousarray(whole[box.slices()]).tobytes()

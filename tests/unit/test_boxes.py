@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,11 +26,15 @@ from hypothesis import strategies as st
 from safetensors import deserialize
 
 import reshard
-from reshard.errors import DataError, RequestError, ReshardError, UsageError
+from reshard.checkpoint.inventory import Inventory, ShardedTensor, SourceFile, Structure
+from reshard.errors import BugError, DataError, RequestError, ReshardError, UsageError
 from reshard.formats import registry
 from reshard.formats.torch.write import DCP as DCP_OUTPUT
 from reshard.layout import Layout
 from reshard.layout.box import Box
+from reshard.model import TensorMeta, divide, gather_shards
+from reshard.model.packing import pack
+from reshard.plan import Parameter, Planner, RankPlan, build_model, prove
 from reshard.source.boxed import find_boxed
 from reshard.spec.request import Options, Request
 from reshard.spec.rules import CastRule, RenameRule
@@ -61,8 +66,9 @@ def checkpoints(draw: Any) -> dict[str, tuple[str, np.ndarray, list[Box]]]:
     for i in range(draw(st.integers(1, 4))):
         shape, boxes = draw(tilings(SHAPES))
         dtype = draw(st.sampled_from(sorted(TYPES)))
-        content = (np.arange(prod(shape)) * 7 + i * 1000).astype(TYPES[dtype]).reshape(shape)
-        found[f"w{i}"] = (dtype, content, boxes)
+        for j in range(draw(st.sampled_from([1, 2, 9]))):  # those in the same files are of one kind, and 8 are compared together
+            content = (np.arange(prod(shape)) * 7 + i * 1000 + j * 100).astype(TYPES[dtype]).reshape(shape)
+            found[f"w{i}.{j}"] = (dtype, content, boxes)
     return found
 
 
@@ -428,3 +434,38 @@ def test_settings_next_to_the_target_stay(tmp_path: Path) -> None:
     (tmp_path / "target" / "config.json").write_text("mine")
     transform(tmp_path / "source", tmp_path / "target", format="HuggingFace")
     assert (tmp_path / "target" / "config.json").read_text() == "mine"
+
+
+def test_tensors_in_the_same_files_are_of_one_kind_and_those_of_another_kind_are_found() -> None:
+    def tensor(name: str, files: tuple[int, int], offsets: tuple[int, int]) -> ShardedTensor:
+        tiling, tiles = divide((4,), np.array([[0], [2]]), np.array([[2], [2]]), name)
+        places = (np.array(files), np.array(offsets), np.array([8, 8]))
+        return pack(TensorMeta(name, "Float32", (4,), gather_shards(tiling, tiles, places, name)))
+
+    tensors = (tensor("a", (0, 1), (16, 0)), tensor("b", (0, 1), (0, 8)), tensor("c", (1, 0), (16, 8)))
+    files = tuple(SourceFile(number, f"{number}.bin", 24, str(number), 0) for number in range(2))
+    model = build_model(Inventory(files, (Structure("raw-boxes", ()),), "Boxes", tensors=tensors), None, None)
+    plan = Planner(model).plan(0)
+    prove(plan)
+    assert [group.numbers.tolist() for group in plan.groups] == [[0, 1], [2]]
+    assert [plan.offsets(plan.groups[0], overlap).tolist() for overlap in range(2)] == [[16, 0], [0, 8]]
+    assert [plan.tensors[i].entries[1].extents for i in range(3)] == [((0, 8),), ((8, 8),), ((8, 8),)]
+    a, b, c = plan.parameters
+    with pytest.raises(BugError, match="PlanNotExact: parameter b"):
+        prove(replace(plan, parameters=(a, Parameter("b", "b", b.kind, c.shards), c)))
+
+
+def test_a_mistake_in_the_places_of_many_tensors_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    halves = [Box((0,), (4,)), Box((4,), (4,))]
+    tensors = {f"w{i}": ("Int8", np.arange(8, dtype=np.int8) + i, halves) for i in range(10)}
+    boxes_format.write(tmp_path / "source", tensors)
+    offsets = RankPlan.offsets
+
+    def of_another(plan: RankPlan, group: Any, overlap: int, at: Any = slice(None)) -> np.ndarray:
+        return np.roll(offsets(plan, group, overlap), overlap)[at]
+
+    transform(tmp_path / "source", tmp_path / "right")
+    monkeypatch.setattr(RankPlan, "offsets", of_another)
+    with pytest.raises(BugError, match="VerificationFailed"):
+        transform(tmp_path / "source", tmp_path / "wrong")
+    assert not (tmp_path / "wrong" / "reshard-manifest.json").exists()

@@ -353,4 +353,4 @@ def test_all_copies_of_a_shard_by_columns_are_found(items: list[bytes], files: i
             read(LocalFolder(tmp_path))
         return
     (found,) = read(LocalFolder(tmp_path)).tensors
-    assert [len(found.shards.files_of(tile)) for tile in range(len(found.shards.tiling))] == [files] * 3
+    assert [len(found.shards.placement.files_of(tile)) for tile in range(len(found.shards.tiling))] == [files] * 3

@@ -131,7 +131,7 @@ def _together(plan: RankPlan) -> Flags:
 def _are_many(plan: RankPlan, group: TensorGroup) -> bool:
     """Return whether the tensors of a group are compared together: if they are small, and there are at least `_MANY`."""
     is_small = max(group.nbytes, group.written_nbytes) <= SMALL_BYTES
-    if not is_small or group.kind.shards is not None or len(group.numbers) < _MANY:
+    if not is_small or len(group.numbers) < _MANY:
         return False
     return all((plan.offsets(group, overlap) != SCATTERED).all() for overlap in range(len(group.ranks)))
 
@@ -162,6 +162,7 @@ def _regions(
             tuple(a - b for a, b in zip(first, held.start, strict=True)),
             rank,
             entry,
+            held.number[0] if parameter.shards is not None else 0,
         )
     regions = (*found.values(), *_padding(low, high, parameter.shape))
     if sum(prod(region.shape) for region in regions) != prod(b - a for a, b in zip(low, high, strict=True)):

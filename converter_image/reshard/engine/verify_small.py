@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from reshard.checkpoint.inventory import TensorEntry
     from reshard.engine.gather import SourceFiles
     from reshard.engine.verify_entries import Entries
+    from reshard.model import Placement
     from reshard.plan import RankPlan
     from reshard.plan.columns import Numbers
     from reshard.plan.rank import TensorGroup
@@ -43,6 +44,7 @@ class Region(NamedTuple):
         origin: first element in the source's slice.
         rank: source rank that the plan reads it from.
         entry: entry of the tensor in that rank's file. None: the elements are padding.
+        tile: number of the tile that the source slice is, if the metadata of the source locates shards.
     """
 
     start: tuple[int, ...]
@@ -50,6 +52,7 @@ class Region(NamedTuple):
     origin: tuple[int, ...]
     rank: int
     entry: TensorEntry | None
+    tile: int = 0
 
 
 class Alike(NamedTuple):
@@ -234,6 +237,9 @@ class SmallComparison:
         known: dict[tuple[Entries, tuple[int, ...]], Numbers] = {}
         for number, region in enumerate(alike.regions):
             assert region.entry is not None  # noqa: S101 - padding is left out
+            if alike.group.kind.placement is not None:
+                offsets[number] = self._placed(alike.group.kind.placement, region, numbers)
+                continue
             key = held, shape = self._held(region.rank), region.entry.shape
             if key not in known:
                 positions = held.positions(self._plan.parameters)[numbers]
@@ -246,6 +252,13 @@ class SmallComparison:
         columns = (np.broadcast_to(ranks, sources.shape), sources, places[:, np.newaxis] + target)
         wrong: Flags = np.any(offsets == NONE, axis=0)
         return Pieces(*map(np.ravel, (*columns, np.full(sources.shape, alike.length)))), wrong
+
+    def _placed(self, placement: Placement, region: Region, numbers: Numbers) -> list[int]:
+        """Return the first byte of each tensor's shard in a region's file, or `NONE` for tensors with another placement."""
+        first, end = placement.first[region.tile : region.tile + 2]
+        copy = first + np.flatnonzero(placement.files[first:end] == region.rank)[0]  # the first tensor was found in this file
+        shards = [self._plan.parameters[number].shards for number in numbers.tolist()]
+        return [NONE if each is None or each.placement is not placement else int(each.offsets[copy]) for each in shards]
 
 
 def _places(sizes: Numbers) -> tuple[Numbers, int]:

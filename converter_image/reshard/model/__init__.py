@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,8 @@ __all__ = [
     "Grid",
     "ObjectMeta",
     "Place",
+    "Placement",
+    "Placements",
     "Shards",
     "TensorMeta",
     "Tiling",
@@ -47,32 +49,77 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Shards:
-    """The tiles of one tensor, and the locations of each.
+class Placement:
+    """The tiles of a tensor, and the files that hold copies of each. Large models have few distinct ones, see `Placements`.
 
     Attributes:
         tiling: tiles of the tensor. Every element is in exactly one.
-        first: positions in the arrays below, one more than there are tiles: the copies of tile `t` are `first[t]` to `first[t +
-            1]`. Each tile has at least one copy.
+        first: positions in `files`, one more than there are tiles: the copies of tile `t` are `first[t]` to `first[t + 1]`. Each
+            tile has at least one copy.
         files: position of each copy's file path in `Checkpoint.files`.
-        offsets: offset of each copy's first byte in the file.
-        lengths: number of bytes of each copy.
     """
 
     tiling: Tiling
     first: Numbers
     files: Numbers
-    offsets: Numbers
-    lengths: Numbers
 
     def files_of(self, tile: int) -> tuple[int, ...]:
         """Return the numbers of the files that hold copies of a tile, ascending."""
         return tuple(sorted(set(self.files[self.first[tile] : self.first[tile + 1]].tolist())))
 
+    def copy_in(self, file: int, tile: int) -> int:
+        """Return the position of the first copy of a tile in a file, which holds one."""
+        first = int(self.first[tile])
+        files: list[int] = self.files[first : self.first[tile + 1]].tolist()
+        return first + files.index(file)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shards:
+    """The tiles of one tensor, and the location of each copy.
+
+    Attributes:
+        placement: tiles, and the file of each copy.
+        offsets: offset of each copy's first byte in the file.
+        lengths: number of bytes of each copy.
+    """
+
+    placement: Placement
+    offsets: Numbers
+    lengths: Numbers
+
+    @property
+    def tiling(self) -> Tiling:
+        """See `Placement.tiling`."""
+        return self.placement.tiling
+
+    @property
+    def first(self) -> Numbers:
+        """See `Placement.first`."""
+        return self.placement.first
+
+    @property
+    def files(self) -> Numbers:
+        """See `Placement.files`."""
+        return self.placement.files
+
     def places(self, tile: int) -> Iterator[Place]:
         """Yield the locations of the copies of a tile."""
         for i in range(int(self.first[tile]), int(self.first[tile + 1])):
             yield Place(int(self.files[i]), int(self.offsets[i]), int(self.lengths[i]))
+
+
+class Placements:
+    """Distinct placements. Tensors with equal placements get one object, so that it can be compared by identity."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, bytes, bytes], Placement] = {}
+
+    def share(self, shards: Shards) -> Shards:
+        """Return shards whose placement is the first one with the same tiling, which must be the same object, and files."""
+        placement = shards.placement
+        key = (id(placement.tiling), placement.first.tobytes(), placement.files.tobytes())
+        return replace(shards, placement=self._known.setdefault(key, placement))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,4 +195,4 @@ def gather_shards(tiling: Tiling, tiles: Numbers, places: tuple[Numbers, Numbers
         fix = "restore the checkpoint, or exclude the tensor with --exclude (spec.parameters.exclude)"
         raise DataError("ShardMissing", "a shard has no file", where=f"tensor {name}", fix=fix)
     files, offsets, lengths = (numbers[order] for numbers in places)
-    return Shards(tiling, first, files, offsets, lengths)
+    return Shards(Placement(tiling, first, files), offsets, lengths)

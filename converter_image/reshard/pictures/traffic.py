@@ -119,7 +119,7 @@ def count_traffic(planner: Planner, ranks: Sequence[int], most: int) -> Traffic:
 
 def _shares_of(kind: Kind, local: int) -> tuple[int, ...]:
     """Return the shares of a target slice's elements in each source slice of `Planner.needs`."""
-    if kind.shards is None and not kind.target.uneven and kind.new_shape is None:
+    if kind.placement is None and not kind.target.uneven and kind.new_shape is None:
         cell = kind.target.cells[local]
         return _shares(kind.target.parts, cell, kind.source.parts if kind.source else (1,) * len(cell))
     return tuple(overlap.target.size for overlap in composition(kind, kind.box(local)).overlaps)

@@ -88,7 +88,7 @@ class Fetching:
         for rank in ranks:
             copy = tuple(holders for _, holders in self._planner.needs(kind, rank)) if own else None
             first.setdefault((copy, cells[rank % devices]), rank)
-        key = (kind.dtype, kind.shape, kind.new_shape, kind.source, id(kind.shards), kind.target, frozenset(first))
+        key = (kind.dtype, kind.shape, kind.new_shape, kind.source, id(kind.placement), kind.target, frozenset(first))
         if key not in self._known:
             slices: dict[tuple[Hashable, Cell], dict[Box, None]] = defaultdict(dict)
             shapes: dict[Cell, tuple[int, ...]] = {}

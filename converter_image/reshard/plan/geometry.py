@@ -68,8 +68,8 @@ def composition(kind: Kind, box: Box) -> Geometry:
     Raises:
         DataError: the source's layout does not divide the parameter.
     """
-    if kind.shards is not None:
-        tiling = kind.shards.tiling
+    if kind.placement is not None:
+        tiling = kind.placement.tiling
         return geometry_of_tiles(kind.shape, tiling, box, tiling.intersecting(within(box, kind.shape)))
     return geometry(kind.shape, kind.source.parts if kind.source else (1,) * len(kind.shape), box)
 

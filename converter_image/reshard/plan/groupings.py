@@ -153,7 +153,7 @@ def _places(planner: Planner, ranks: Numbers) -> tuple[Table, Numbers]:
         (None, 0, 1): stages,
     }
     for kind in planner.model.kinds:
-        parts, moves = kind.target.parts, kind.shards is None and not kind.target.uneven and kind.new_shape is None
+        parts, moves = kind.target.parts, kind.placement is None and not kind.target.uneven and kind.new_shape is None
         meeting = kind.source.parts if kind.source is not None else (1,) * len(parts)
         for axis, (after, before) in enumerate(zip(parts, meeting, strict=True)):
             period = after // gcd(after, before) if moves else _NO_PERIOD
@@ -173,7 +173,7 @@ def _content(members: Mapping[Kind, Numbers]) -> Hashable:
                 kind.new_shape,
                 kind.source,
                 kind.target,
-                id(kind.shards),
+                id(kind.placement),
                 kind.per_rank,
                 kind.role,
                 kind.target_stages if len(kind.target_stages) > 1 else (),

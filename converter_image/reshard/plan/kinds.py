@@ -152,7 +152,7 @@ class Kinds:
                 target_stages=tuple(stages),
                 structures=found.structures,
                 other_cuts=cuts[1:],
-                shards=self._shards.get(found.name),
+                placement=shards.placement if (shards := self._shards.get(found.name)) is not None else None,
                 new_shape=new_shape if new_shape != shape else None,
                 per_rank=per_rank,
             )

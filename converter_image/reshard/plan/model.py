@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from reshard.checkpoint.inventory import Inventory
     from reshard.layout import Layout
     from reshard.layout.box import Box
-    from reshard.model import Shards
+    from reshard.model import Placement, Shards  # noqa: TC004 - parameters are never decoded, so the type is not needed
     from reshard.spec.rules import FloatType
 
 
@@ -44,7 +44,7 @@ class Kind:
         dtype: type in the files, see `reshard.checkpoint.dtypes`.
         shape: shape of the whole tensor, in elements. For the role OWN: shape of the rank's tensor.
         role: reason why the parameter is in the target.
-        source: layout in the source. None means that `shards` locates the parameter, or that each file that contains it contains
+        source: layout in the source. None means that `placement` locates it, or that each file that contains it contains
             it whole.
         source_stages: pipeline stages of the source with the layout `source`. Stages that hold the parameter come first.
         target: layout in the target.
@@ -52,7 +52,7 @@ class Kind:
         structures: positions in `Inventory.structures` of the structures that contain the parameter.
         other_cuts: other layouts of the parameter in the source, each with its pipeline stages. Slices in these layouts are
             compared with those in the layout `source`, but never copied.
-        shards: locations of its shards, if the metadata of the source lists them.
+        placement: tiles of the parameter and their files, if the metadata of the source locates its shards.
         cast: type to which it is cast. None: it keeps its type.
         new_shape: shape of the whole tensor in the target, if it is padded or trimmed.
         per_rank: whether it is replicated, and its copies may differ. A target rank gets the copy of the source rank that
@@ -68,7 +68,7 @@ class Kind:
     target_stages: tuple[int, ...]
     structures: tuple[int, ...]
     other_cuts: tuple[tuple[Layout, tuple[int, ...]], ...] = ()
-    shards: Shards | None = None
+    placement: Placement | None = None
     cast: FloatType | None = None
     new_shape: tuple[int, ...] | None = None
     per_rank: bool = False
@@ -115,17 +115,19 @@ class Kind:
 
 
 class Parameter(msgspec.Struct, frozen=True, gc=False):
-    """One parameter of the model. There may be millions, so a parameter consists of its names and a reference to its kind.
+    """One parameter of the model. There may be millions, so most consist of their names and a reference to their kind.
 
     Attributes:
         name: name in the target's files.
         source_name: name in the source's files.
-        kind: everything else.
+        kind: everything else that parameters may have in common.
+        shards: location of each shard, if the metadata of the source lists them.
     """
 
     name: str
     source_name: str
     kind: Kind
+    shards: Shards | None = None
 
     @property
     def dtype(self) -> str:
@@ -193,11 +195,6 @@ class Parameter(msgspec.Struct, frozen=True, gc=False):
         return self.kind.structures
 
     @property
-    def shards(self) -> Shards | None:
-        """See `Kind.shards`."""
-        return self.kind.shards
-
-    @property
     def nbytes(self) -> int:
         """See `Kind.nbytes`."""
         return self.kind.nbytes
@@ -219,7 +216,7 @@ class Parameter(msgspec.Struct, frozen=True, gc=False):
 
     def of_kind(self, kind: Kind) -> Parameter:
         """Return the parameter with another kind."""
-        return Parameter(self.name, self.source_name, kind)
+        return Parameter(self.name, self.source_name, kind, self.shards)
 
     def box(self, rank: int) -> Box:
         """See `Kind.box`."""

@@ -83,7 +83,7 @@ def build_model(  # noqa: PLR0913 - each is a choice by itself
     lengths = lengths_by_name(entries, pad, all_there=not one_stage)
     shards, may_differ = _shards(inventory, names), matching(names, allow_inconsistent)
     kinds = Kinds(inventory, (source, target), devices, shards, lengths, may_differ)
-    special = {*in_parts, *shards, *lengths, *may_differ}
+    special = {*in_parts, *lengths, *may_differ}
     needed = _needed(target, only)
     unwanted = new_names(excluded, rename)
     not_found = [] if needed.keys() <= held else [name for name in needed if name not in held and name not in unwanted]
@@ -93,8 +93,9 @@ def build_model(  # noqa: PLR0913 - each is a choice by itself
     known: dict[Hashable, tuple[ParameterKind, ...]] = {}
     for name, new in names.items():
         before, after, entry, among = in_source.get(name, ()), in_target.get(new, ()), entries[name], structures[name]
-        # Most parameters are alike. The dicts hold the stages, so that their identities are unique.
-        key = (entry.dtype, entry.shape, among, id(before), id(after))
+        # Most parameters are alike. The dicts hold the stages and the placements, so that their identities are unique.
+        places = shards.get(name)
+        key = (entry.dtype, entry.shape, among, id(before), id(after), None if places is None else id(places.placement))
         found = None if name in special else known.get(key)
         if found is None:
             role = roles[bool(before) or name in in_parts, bool(after)]
@@ -107,9 +108,9 @@ def build_model(  # noqa: PLR0913 - each is a choice by itself
             found, are_alike = kinds.of(name, new, entry, among, role, before, after)
             if are_alike and name not in special:
                 known[key] = found
-        parameters.append(Parameter(new, name, found[0]))
+        parameters.append(Parameter(new, name, found[0], places))
         if len(found) > 1:
-            parameters += [Parameter(new, name, kind) for kind in found[1:]]
+            parameters += [Parameter(new, name, kind, places) for kind in found[1:]]
     # Pipeline strategies name the buffers of accumulated gradients, which MindSpore's loader does not require.
     required = [name for name in missing if not name.startswith("accu_grads")]
     if required and not allow_missing:
@@ -280,12 +281,13 @@ def _shards(inventory: Inventory, names: Collection[str]) -> dict[str, Shards]:
     """Return the shards of those of these parameters that metadata locates. Of copies of an object, the first is taken."""
     if not (inventory.tensors or inventory.objects):
         return {}
-    from reshard.model import Divisions  # noqa: PLC0415 - as the next import
+    from reshard.model import Divisions, Placements  # noqa: PLC0415 - as the next import
     from reshard.model.packing import unpack, unpack_object  # noqa: PLC0415 - files of ranks, which start faster, need no shards
 
     sizes = [file.size for file in inventory.files]
-    divisions = Divisions()
-    found = {tensor.name: unpack(tensor, sizes, divisions).shards for tensor in inventory.tensors if tensor.name in names}
+    divisions, placements = Divisions(), Placements()
+    wanted = (tensor for tensor in inventory.tensors if tensor.name in names)
+    found = {tensor.name: placements.share(unpack(tensor, sizes, divisions).shards) for tensor in wanted}
     for each in reversed(inventory.objects):
         if each.name in names:
             found[each.name] = unpack_object(each, sizes)

@@ -172,14 +172,14 @@ class File(NamedTuple):
         layouts = dict.fromkeys(kind.target for kind in sorted(large, key=lambda kind: -sizes[kind]))
         place = stage, tuple(layout.cells[local] for layout in layouts)
         tensors = sum(map(len, members.values()))
-        tensors += sum(len(planner.needs(kind, rank)) * len(members[kind]) for kind in members if kind.shards is not None)
+        tensors += sum(len(planner.needs(kind, rank)) * len(members[kind]) for kind in members if kind.placement is not None)
         return cls(ranks, place, tensors, nbytes, frozenset(slices), runs)
 
 
 def _has_short_runs(kind: Kind, local: int, cell: Cell, run: int) -> bool:
     """Return whether a rank needs runs of a source slice that are shorter than `run` bytes, with gaps between them."""
-    if kind.shards is not None:
-        held = kind.shards.tiling.box(*cell)
+    if kind.placement is not None:
+        held = kind.placement.tiling.box(*cell)
     else:
         held = cell_box(kind.shape, kind.source.parts if kind.source is not None else (1,) * len(cell), cell)
     common = held.intersect(kind.box(local))

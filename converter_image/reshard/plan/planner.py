@@ -71,7 +71,7 @@ class Planner:
         names, groups = self._of_rank(self._names_of_group, rank), []
         for kind, numbers in self.members(rank).items():
             found, ranks = _slice(kind, kind.box(rank % self.model.target_devices), needed[self.like(kind)], picks)
-            positions = () if kind.shards is not None else self._positions(ranks, names[numbers])
+            positions = () if kind.placement is not None else self._positions(ranks, names[numbers])
             groups.append(TensorGroup(kind, numbers, found, ranks, positions))
         return RankPlan(rank, self.parameters(rank), self._of_rank(self._positions_of_group, rank), tuple(groups), self._tables)
 
@@ -114,8 +114,8 @@ class Planner:
 
     def _group_of_cell(self, kind: Kind, cell: Cell) -> tuple[int, ...]:
         """Return the ranks whose files contain a source slice."""
-        if kind.shards is not None:
-            return kind.shards.files_of(cell[0])
+        if kind.placement is not None:
+            return kind.placement.files_of(cell[0])
         if kind.source is None:
             return self._holders.of_structures(kind.structures)[0]
         return self._holders.of_cell(kind, cell)
@@ -147,9 +147,9 @@ class Planner:
     def needs(self, kind: Kind, rank: int) -> Needs:
         """Return the source cells that a target rank requires of a parameter, with the ranks whose files contain each."""
         local = rank % self.model.target_devices
-        if kind.shards is not None:
-            tiles = kind.shards.tiling.intersecting(within(kind.box(local), kind.shape))
-            return [((tile,), kind.shards.files_of(tile)) for tile in tiles]
+        if kind.placement is not None:
+            tiles = kind.placement.tiling.intersecting(within(kind.box(local), kind.shape))
+            return [((tile,), kind.placement.files_of(tile)) for tile in tiles]
         if kind.source is None:
             if not within(kind.box(local), kind.shape).size and kind.new_shape is not None:
                 return []
@@ -323,16 +323,16 @@ class Planner:
 
 def _needed_alike(kind: Kind) -> tuple[object, ...]:
     """Return a key that is equal for kinds of which every target rank needs the same cells from the same source ranks."""
-    if kind.shards is not None:
-        return (id(kind.shards), kind.target, kind.new_shape)  # the kind keeps the shards alive
+    if kind.placement is not None:
+        return (id(kind.placement), kind.target, kind.new_shape)  # the kind keeps the placement alive
     shapes = (kind.shape, kind.new_shape) if kind.target.uneven or kind.new_shape is not None else None
     return (kind.source, kind.source_stages, kind.target, kind.structures, kind.per_rank, shapes)
 
 
 def _slice(kind: Kind, box: Box, needed: Needs, picks: dict[tuple[int, ...], int]) -> tuple[Geometry, tuple[int, ...]]:
     """Return the composition of a target rank's slice of a parameter, and the source rank of each overlap."""
-    if kind.shards is not None:
+    if kind.placement is not None:
         tiles = [tile for (tile,), _ in needed]
-        return geometry_of_tiles(kind.shape, kind.shards.tiling, box, tiles), tuple(picks[group] for _, group in needed)
+        return geometry_of_tiles(kind.shape, kind.placement.tiling, box, tiles), tuple(picks[group] for _, group in needed)
     found, chosen = composition(kind, box), {cell: picks[group] for cell, group in needed}
     return found, tuple(chosen[cell] for cell in found.cells)

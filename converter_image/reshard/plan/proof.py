@@ -37,11 +37,14 @@ def _misread(plan: RankPlan, group: TensorGroup, names: Numbers, kinds: Numbers)
     """Return which tensors of a group are of another kind, or are read from an entry of another name, type or shape."""
     kind, overlaps, numbers = group.kind, group.geometry.overlaps, group.numbers
     wrong: Flags = kinds[numbers] != id(kind)
-    if len(group.ranks) != len(overlaps) or len(group.positions) != (0 if kind.shards is not None else len(overlaps)):
+    if len(group.ranks) != len(overlaps) or len(group.positions) != (0 if kind.placement is not None else len(overlaps)):
         return np.ones_like(wrong)
+    if kind.placement is not None:
+        placed = (plan.parameters[number].shards for number in numbers.tolist())
+        wrong |= np.fromiter((each is None or each.placement is not kind.placement for each in placed), np.bool_, len(numbers))
     for number, (rank, overlap) in enumerate(zip(group.ranks, overlaps, strict=True)):
-        if kind.shards is not None:
-            entry = plan.entry(group, number, 0)  # parameters with the same shards have the same entries
+        if kind.placement is not None:
+            entry = plan.entry(group, number, 0)  # those of the other tensors differ only in their offsets
             wrong |= (entry.dtype, entry.shape) != (kind.dtype, overlap.source_shape)
             continue
         columns, positions = plan.tables.of_rank(rank), group.positions[number]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple, overload
 
 import numpy as np
@@ -163,8 +164,10 @@ class RankPlan:
         if group.positions:
             found: Numbers = self.tables.of_rank(group.ranks[overlap]).offsets[group.positions[overlap][at]]
             return found
-        ((offset, _),) = self.entry(group, overlap, 0).extents
-        return np.full(len(group.numbers), offset)[at]
+        assert group.kind.placement is not None  # noqa: S101 - entries of other tensors have positions
+        copy = group.kind.placement.copy_in(group.ranks[overlap], *group.geometry.cells[overlap])
+        shards = map(attrgetter("shards"), map(self.parameters.__getitem__, group.numbers[at].tolist()))
+        return np.fromiter((each.offsets[copy] for each in shards), np.int64)
 
     def entry(self, group: TensorGroup, overlap: int, at: int) -> TensorEntry:
         """Return the entry of a group's tensor in the source file of an overlap."""

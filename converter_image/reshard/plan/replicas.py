@@ -105,9 +105,10 @@ def shard_entry(parameter: Parameter, file: int, cell: Cell) -> TensorEntry:
     """Return an entry for a shard that metadata locates in a file. `cell` consists of the number of its tile."""
     assert parameter.shards is not None  # noqa: S101 - the caller asked
     (tile,) = cell
-    place = next(place for place in parameter.shards.places(tile) if place.file == file)
-    shape = parameter.shards.tiling.box(tile).shape
-    return TensorEntry(parameter.source_name, parameter.dtype, shape, ((place.offset, place.length),))
+    shards = parameter.shards
+    copy = shards.placement.copy_in(file, tile)
+    extent = (int(shards.offsets[copy]), int(shards.lengths[copy]))
+    return TensorEntry(parameter.source_name, parameter.dtype, shards.tiling.box(tile).shape, (extent,))
 
 
 @lru_cache(maxsize=1 << 14)

@@ -89,7 +89,7 @@ def _copies(model: Model) -> Iterator[_Copies]:
         from reshard.model import Place  # noqa: PLC0415 - sources without objects start faster without it
     for each in model.inventory.objects:
         objects[each.name].append(Place(each.file, each.offset, each.length))
-    for parameter in model.of_kinds(lambda kind: kind.dtype == OBJECT or kind.shards is not None):
+    for parameter in model.of_kinds(lambda kind: kind.dtype == OBJECT or kind.placement is not None):
         if parameter.dtype == OBJECT:
             if len(places := objects[parameter.source_name]) > 1:
                 yield _Copies(parameter.name, "the value", tuple(places))

@@ -162,7 +162,7 @@ class _Rows:
         strided = {int(self._tensor[row]) for row in self._strided}
         for number, (tensor, (start, end)) in enumerate(zip(self._found, pairwise(self._first), strict=True)):
             old = tensor.shards
-            shards = Shards(old.tiling, old.first, old.files, self._offsets[start:end], self._lengths[start:end])
+            shards = Shards(old.placement, self._offsets[start:end], self._lengths[start:end])
             yield self._divided(tensor, start) if number in strided else replace(tensor, shards=shards)
 
     def _divided(self, tensor: TensorMeta, start: int) -> TensorMeta:
