@@ -43,8 +43,8 @@ class Case:
     Attributes:
         replicas: number of target ranks that hold each slice.
         work: `reshard` to other ranks, `unify` to unified safetensors, `load` from those to ranks, and from a distributed
-            checkpoint of PyTorch to Hugging Face (`dcp-huggingface`) or to other ranks (`dcp-dcp`). `workers`: to other ranks,
-            with different numbers of workers.
+            checkpoint of PyTorch to Hugging Face (`dcp-huggingface`), to one for other ranks (`dcp-dcp`) or to the files of
+            ranks (`dcp-ranks`). `workers`: to other ranks, with different numbers of workers.
         peers: whether other programs do the same work, and are measured where they are installed.
     """
 
@@ -54,7 +54,7 @@ class Case:
     source_ranks: int
     target_ranks: int
     format: str = "safetensors"
-    work: Literal["reshard", "unify", "load", "dcp-huggingface", "dcp-dcp", "workers"] = "reshard"
+    work: Literal["reshard", "unify", "load", "dcp-huggingface", "dcp-dcp", "dcp-ranks", "workers"] = "reshard"
     replicas: int = 1
     peers: bool = False
 
@@ -120,6 +120,14 @@ CASES = (
     Case("load", "2.1 GB LLaMA-shaped, unified parts to 4 ranks", LLAMA_2_GB, 8, 4, work="load", peers=True),
     Case("dcp-huggingface", "2.1 GB LLaMA-shaped, DCP of 8 ranks to Hugging Face", LLAMA_2_GB, 8, 1, work="dcp-huggingface"),
     Case("dcp-dcp", "2.1 GB LLaMA-shaped, DCP, 8 -> 4", LLAMA_2_GB, 8, 4, work="dcp-dcp"),
+    Case(
+        "dcp-names",
+        "5,000 tensors, DCP of 8 ranks to 64 ranks",
+        tuple(Tensor(f"model.layers.{i}.w", (64, 8), 0, 0) for i in range(5000)),
+        8,
+        64,
+        work="dcp-ranks",
+    ),
     Case("tiny-tensors", "10,000 tiny tensors, 8 -> 6", tuple(Tensor(f"t{i}", (24, 24), 0, 1) for i in range(10_000)), 8, 6),
 )
 
