@@ -123,7 +123,7 @@ CASES = (
     Case(
         "dcp-names",
         "5,000 tensors, DCP of 8 ranks to 64 ranks",
-        tuple(Tensor(f"model.layers.{i}.w", (64, 8), 0, 0) for i in range(5000)),
+        tuple(Tensor(f"model.layers.{i}.w", (64, 8 + i % 2), 0, 0) for i in range(5000)),
         8,
         64,
         work="dcp-ranks",

@@ -128,7 +128,7 @@ def run(command: list[str], source: Path, target: Path, measured: Measured, *, c
     measured.processor_seconds.append(usage.ru_utime + usage.ru_stime)
     measured.peak_bytes.append(peak)
     left = cached_bytes(source, target) if cold else cached_bytes(target)
-    measured.left_bytes.append(None if left is None else max(0, left - before))
+    measured.left_bytes.append(None if left is None else max(0, left - before))  # less, if the run removed pages of before
     return True
 
 

@@ -65,6 +65,7 @@ _LATE = 1 / 8
 _LEAST_LATE_SECONDS = 0.5
 # Jobs whose containers have succeeded end within this time, unless another container of their pods never ends.
 _ENDING_SECONDS = 60.0
+_STOPPED_EARLY = "; the other ranks were stopped, because more pods had failed than spec.execution.parallelism"
 _SUSPENDED = State(Phase.SUSPENDED, "Suspended", "set spec.suspend to false to resume")
 
 
@@ -245,8 +246,8 @@ def _adjust(spec: TransformSpec, step: str, job: Job, manifest: Object) -> tuple
     queued = bool(job.label(QUEUE_LABEL))
     if bool(job.spec.get("suspend")) != spec.suspend and (spec.suspend or not queued):
         wanted["suspend"] = spec.suspend
-    if step == "ranks" and not queued and job.spec.get("parallelism") != manifest["spec"]["parallelism"]:
-        wanted["parallelism"] = manifest["spec"]["parallelism"]
+    mutable = {"ranks": ["maxFailedIndexes"] if queued else ["maxFailedIndexes", "parallelism"]}.get(step, [])
+    wanted |= {field: manifest["spec"][field] for field in mutable if job.spec.get(field) != manifest["spec"][field]}
     return (Patch(job, wanted),) if wanted else ()
 
 
@@ -268,7 +269,9 @@ def _why_failed(seen: Seen, spec: TransformSpec, step: str, job: Job) -> tuple[s
         grouping = planned.grouping if planned is not None else Grouping()
         names = as_text(tuple(rank for i in failed for rank in grouping.group(ranks, i)), 200)
         where = f"rank {names} of {len(ranks)} failed" if failed else "the Job of the ranks failed"
-        return _reason(said, _STEPS[step].failed), f"{where}: {_message(said, condition)}"
+        is_early = condition.get("reason") == "MaxFailedIndexesExceeded" and len(failed) < job.spec["completions"]
+        early = _STOPPED_EARLY if is_early else ""
+        return _reason(said, _STEPS[step].failed), f"{where}: {_message(said, condition)}{early}"
     return _reason(said, _STEPS[step].failed), _message(said, condition)
 
 

@@ -223,11 +223,16 @@ class PretendCluster:
         status |= {"active": len(waiting[: spec["parallelism"]]), "failed": len(failed)}
         status["ready"] = status["active"]
         status |= {"completedIndexes": ",".join(map(str, done)), "failedIndexes": ",".join(map(str, failed))}
-        if not waiting:
-            kind = "Failed" if failed else "Complete"
-            status["conditions"] = [
-                {"type": kind, "status": "True", "reason": "FailedIndexes" if failed else "Done", "message": "ended"}
-            ]
+        self._end_job(job, bool(waiting), failed)
+
+    def _end_job(self, job: dict[str, Any], waiting: bool, failed: list[int]) -> None:
+        """Set the condition of a Job that ends."""
+        spec, status, uid = job["spec"], job["status"], job["metadata"]["uid"]
+        if len(failed) > spec.get("maxFailedIndexes", len(failed)):
+            status["conditions"] = [_ended("MaxFailedIndexesExceeded")]
+            self.pods = [pod for pod in self.pods if Pod(pod).owner != uid or not Pod(pod).alive]
+        elif not waiting:
+            status["conditions"] = [_ended("FailedIndexes" if failed else "")]
 
     def _start(self, job: dict[str, Any], index: int) -> None:
         self._serial += 1
@@ -291,3 +296,8 @@ def failing(step: str, code: int, message: dict[str, Any], indexes: tuple[int, .
     """Return an outcome function by which these pods of one step fail with an exit code and a message."""
     usual = PretendCluster().outcome
     return lambda s, i: (code, message) if (s, i in indexes) == (step, True) else usual(s, i)
+
+
+def _ended(failure: str) -> dict[str, str]:
+    """Return the condition of a Job that has ended, with the reason of its failure if it failed."""
+    return {"type": "Failed" if failure else "Complete", "status": "True", "reason": failure or "Done", "message": "ended"}

@@ -27,6 +27,8 @@ from safetensors import deserialize
 
 import reshard
 from reshard.checkpoint.inventory import Inventory, ShardedTensor, SourceFile, Structure
+from reshard.engine import verify
+from reshard.engine.verify_small import SmallComparison
 from reshard.errors import BugError, DataError, RequestError, ReshardError, UsageError
 from reshard.formats import registry
 from reshard.formats.torch.write import DCP as DCP_OUTPUT
@@ -469,3 +471,20 @@ def test_a_mistake_in_the_places_of_many_tensors_is_found(tmp_path: Path, monkey
     with pytest.raises(BugError, match="VerificationFailed"):
         transform(tmp_path / "source", tmp_path / "wrong")
     assert not (tmp_path / "wrong" / "reshard-manifest.json").exists()
+
+
+def test_small_tensors_in_many_pieces_are_compared_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pieces of all kinds are in memory at the same time."""
+    tensors, pieces = {}, []
+    for rows in (4, 300):
+        halves = [Box((0, 0), (rows, 1)), Box((0, 1), (rows, 1))]
+        tensors |= {f"{rows}.{i}": ("Int8", np.full((rows, 2), i, np.int8), halves) for i in range(10)}
+
+    def comparison(*arguments: Any) -> SmallComparison:
+        pieces.extend(len(each.pieces) for each in arguments[-1].values())
+        return SmallComparison(*arguments)
+
+    monkeypatch.setattr(verify, "SmallComparison", comparison)
+    boxes_format.write(tmp_path / "source", tensors)
+    transform(tmp_path / "source", tmp_path / "target")
+    assert pieces == [8]

@@ -301,9 +301,24 @@ def test_parallelism_is_passed_on() -> None:
         cluster.work()
         cluster.advance()
     cluster.change(execution={"parallelism": 2})
-    assert [a.spec for a in cluster.decide().actions if isinstance(a, Patch)] == [{"parallelism": 2}]
+    patches = [action.spec for action in cluster.decide().actions if isinstance(action, Patch)]
+    assert patches == [{"maxFailedIndexes": 2, "parallelism": 2}]
     cluster.settle()
     assert cluster.status["phase"] == "Complete"
+
+
+@pytest.mark.parametrize(("parallelism", "failed"), [(1, 2), (2, 4), (4, 6), (8, 6)])
+def test_the_other_ranks_are_stopped_if_more_pods_fail_than_run_at_the_same_time(parallelism: int, failed: int) -> None:
+    def outcome(step: str, index: int) -> tuple[int, object]:
+        said = {"reason": "Truncated", "message": "m", "exitCode": 65}
+        return (65, said) if step == "ranks" else PretendCluster().outcome(step, index)
+
+    cluster = PretendCluster(resource(execution={"parallelism": parallelism}), outcome=outcome)
+    cluster.settle()
+    assert cluster.status["ranks"]["failed"] == failed
+    message = cluster.status["conditions"][0]["message"]
+    assert ("the other ranks were stopped" in message) == (failed < 6), message
+    assert cluster.status["conditions"][0]["reason"] == "Truncated"
 
 
 def test_the_jobs_of_a_transform_are_named() -> None:

@@ -39,7 +39,7 @@ _BYTES_PER_WORKER = 4608 << 10
 _BYTES_PER_NAME = 2560
 _BYTES_PER_CHARACTER = 8
 _BYTES_PER_NAME_AND_WORKER = 512
-# For each tensor whose shards metadata locates, if no other tensor is placed like it: once, and in the plans of concurrent ranks.
+# For each tensor whose shards metadata locates, if none has the placement of another: once, and in the plans of concurrent ranks.
 _BYTES_PER_SHARDED = 6144
 _BYTES_PER_SHARDED_AND_WORKER = 4096
 # For each shard that metadata locates: in the metadata of all ranks, and in the plans of concurrent ranks that read it.

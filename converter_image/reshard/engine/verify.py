@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from reshard.storage.protocol import Reader
 
 _MANY = 8  # the small tensors of a group are compared together if there are at least this many
+# and if each has at most this many pieces, because those of all groups are in memory.
+_MOST_PIECES = 256
 
 
 def check_file(  # noqa: PLR0913 - the file, the source, and how to compare them
@@ -78,10 +80,15 @@ def check_file(  # noqa: PLR0913 - the file, the source, and how to compare them
 
     positions = _positions(written, plan, entries)
     is_small = _together(plan) & (entries.offsets[positions] != NONE)
-    comparisons = [compared(number) for number in np.flatnonzero((positions != NONE) & ~is_small).tolist()]
     small, alike = np.flatnonzero(is_small), dict[int, Alike]()
     for position, first in zip(*(each.tolist() for each in np.unique(plan.group_of[small], return_index=True)), strict=True):
-        alike[position] = Alike.of(plan.groups[position], _regions(written, plan.tensors[int(small[first])], local, model, held))
+        each = Alike.of(plan.groups[position], _regions(written, plan.tensors[int(small[first])], local, model, held))
+        if len(each.pieces) <= _MOST_PIECES:
+            alike[position] = each
+        else:
+            is_small &= plan.group_of != position
+    small = np.flatnonzero(is_small)
+    comparisons = [compared(number) for number in np.flatnonzero((positions != NONE) & ~is_small).tolist()]
     for number in SmallComparison(written, plan, files, held, alike).differing(small, entries.offsets[positions[small]]):
         compared(number).run("Full")  # names the source file
         raise differs(written, plan.parameters[number], "differs from the source")
@@ -133,6 +140,8 @@ def _are_many(plan: RankPlan, group: TensorGroup) -> bool:
     is_small = max(group.nbytes, group.written_nbytes) <= SMALL_BYTES
     if not is_small or len(group.numbers) < _MANY:
         return False
+    if group.kind.placement is not None:  # each shard is one range of a file
+        return True
     return all((plan.offsets(group, overlap) != SCATTERED).all() for overlap in range(len(group.ranks)))
 
 
@@ -162,7 +171,7 @@ def _regions(
             tuple(a - b for a, b in zip(first, held.start, strict=True)),
             rank,
             entry,
-            held.number[0] if parameter.shards is not None else 0,
+            held.number[0] if parameter.shards is not None else None,
         )
     regions = (*found.values(), *_padding(low, high, parameter.shape))
     if sum(prod(region.shape) for region in regions) != prod(b - a for a, b in zip(low, high, strict=True)):

@@ -44,7 +44,7 @@ class Region(NamedTuple):
         origin: first element in the source's slice.
         rank: source rank that the plan reads it from.
         entry: entry of the tensor in that rank's file. None: the elements are padding.
-        tile: number of the tile that the source slice is, if the metadata of the source locates shards.
+        tile: number of the tile that the source slice is. None: the metadata of the source does not locate shards.
     """
 
     start: tuple[int, ...]
@@ -52,7 +52,7 @@ class Region(NamedTuple):
     origin: tuple[int, ...]
     rank: int
     entry: TensorEntry | None
-    tile: int = 0
+    tile: int | None = None
 
 
 class Alike(NamedTuple):
@@ -61,33 +61,27 @@ class Alike(NamedTuple):
     Attributes:
         group: the group.
         regions: regions of each of its tensors, without padding. The entries are those of the first one.
-        pieces: pieces of each tensor, of equal length: number of the region, offset in the source's slice, and offset in the
-            target's slice, in bytes of the source's type.
-        length: length of each piece in bytes.
+        pieces: runs of bytes of each tensor that are contiguous on both sides: number of the region, offset in the source's
+            slice, offset in the target's slice, and length, in bytes of the source's type.
     """
 
     group: TensorGroup
     regions: tuple[Region, ...]
     pieces: np.ndarray[tuple[int, int], np.dtype[np.int64]]
-    length: int
 
     @classmethod
     def of(cls, group: TensorGroup, regions: Sequence[Region]) -> Alike:
-        """Calculate the pieces of regions, element by element.
-
-        Elements that are consecutive on both sides are a run. A piece has as many elements as divide all runs.
-        """
+        """Calculate the pieces of regions, element by element."""
         filled = tuple(region for region in regions if region.entry is not None)
         itemsize = DTYPES[group.kind.dtype].itemsize
-        flats = [_flats(region, group.geometry.box.shape) for region in filled]
-        runs = [np.flatnonzero((np.diff(source) != 1) | (np.diff(target) != 1)) + 1 for source, target in flats]
-        ends = [*runs, *(np.array([len(source)]) for source, _ in flats)]
-        count = int(np.gcd.reduce(np.concatenate([np.zeros(1, np.int64), *ends]))) or 1
-        rows = [
-            np.stack([np.full_like(source[::count], number), source[::count] * itemsize, target[::count] * itemsize], axis=1)
-            for number, (source, target) in enumerate(flats)
-        ]
-        return cls(group, filled, np.concatenate([np.zeros((0, 3), np.int64), *rows]), count * itemsize)
+        rows = [np.zeros((0, 4), np.int64)]
+        for number, region in enumerate(filled):
+            source, target = _flats(region, group.geometry.box.shape)
+            starts = np.flatnonzero(np.append(True, (np.diff(source) != 1) | (np.diff(target) != 1)))
+            lengths = np.diff(np.append(starts, len(source)))
+            columns = source[starts] * itemsize, target[starts] * itemsize, lengths * itemsize
+            rows.append(np.stack([np.full_like(starts, number), *columns], axis=1))
+        return cls(group, filled, np.concatenate(rows))
 
 
 def _flats(region: Region, shape: tuple[int, ...]) -> tuple[Numbers, Numbers]:
@@ -246,15 +240,20 @@ class SmallComparison:
                 as_expected = held.have_types(positions, [(alike.group.kind.dtype, shape)], np.zeros_like(positions))
                 known[key] = np.where(as_expected, held.offsets[positions], NONE)
             offsets[number] = known[key]
-        region_of, source, target = alike.pieces.T
+        region_of, source, target, length = alike.pieces.T
         sources = offsets[region_of].T + source
         ranks = np.array([region.rank for region in alike.regions], np.int64)[region_of]
-        columns = (np.broadcast_to(ranks, sources.shape), sources, places[:, np.newaxis] + target)
+        lengths = np.broadcast_to(length, sources.shape)
+        columns = (np.broadcast_to(ranks, sources.shape), sources, places[:, np.newaxis] + target, lengths)
         wrong: Flags = np.any(offsets == NONE, axis=0)
-        return Pieces(*map(np.ravel, (*columns, np.full(sources.shape, alike.length)))), wrong
+        return Pieces(*map(np.ravel, columns)), wrong
 
     def _placed(self, placement: Placement, region: Region, numbers: Numbers) -> list[int]:
-        """Return the first byte of each tensor's shard in a region's file, or `NONE` for tensors with another placement."""
+        """Return the first byte of each tensor's shard in a region's file, or `NONE` for tensors with another placement.
+
+        It does not use `Placement.copy_in`, as the plan does, so that a mistake there is detected.
+        """
+        assert region.tile is not None  # noqa: S101 - metadata locates the shards
         first, end = placement.first[region.tile : region.tile + 2]
         copy = first + np.flatnonzero(placement.files[first:end] == region.rank)[0]  # the first tensor was found in this file
         shards = [self._plan.parameters[number].shards for number in numbers.tolist()]

@@ -138,7 +138,7 @@ class Fingerprints:
         first, before = divmod(within, _WORD)
         count = -(-(before + length) // _WORD)
         columns = _OF_WORDS[first : first + count]
-        if not (before or length % _WORD):  # `einsum` reads words that are not aligned as fast
+        if not (before or length % _WORD):  # also if they are not aligned: a copy takes longer
             return _weighted(content.view(np.uint64), weights, columns)
         at_once = _SCRATCH_WORDS // count
         many, few = max(1, at_once // rows), min(rows, at_once)

@@ -116,7 +116,7 @@ class Placements:
         self._known: dict[tuple[int, bytes, bytes], Placement] = {}
 
     def share(self, shards: Shards) -> Shards:
-        """Return shards whose placement is the first one with the same tiling, which must be the same object, and files."""
+        """Return shards that use the first known placement with the same files. Equal tilings must be one object."""
         placement = shards.placement
         key = (id(placement.tiling), placement.first.tobytes(), placement.files.tobytes())
         return replace(shards, placement=self._known.setdefault(key, placement))

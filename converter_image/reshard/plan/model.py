@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from reshard.checkpoint.inventory import Inventory
     from reshard.layout import Layout
     from reshard.layout.box import Box
-    from reshard.model import Placement, Shards  # noqa: TC004 - parameters are never decoded, so the type is not needed
+    from reshard.model import Placement, Shards  # noqa: TC004 - msgspec needs the types of fields only to decode
     from reshard.spec.rules import FloatType
 
 
@@ -44,8 +44,8 @@ class Kind:
         dtype: type in the files, see `reshard.checkpoint.dtypes`.
         shape: shape of the whole tensor, in elements. For the role OWN: shape of the rank's tensor.
         role: reason why the parameter is in the target.
-        source: layout in the source. None means that `placement` locates it, or that each file that contains it contains
-            it whole.
+        source: layout in the source. None means that metadata locates its shards, see `placement`, or that each file that
+            contains it contains it whole.
         source_stages: pipeline stages of the source with the layout `source`. Stages that hold the parameter come first.
         target: layout in the target.
         target_stages: pipeline stages of the target that hold the parameter.

@@ -166,8 +166,9 @@ class RankPlan:
             return found
         assert group.kind.placement is not None  # noqa: S101 - entries of other tensors have positions
         copy = group.kind.placement.copy_in(group.ranks[overlap], *group.geometry.cells[overlap])
-        shards = map(attrgetter("shards"), map(self.parameters.__getitem__, group.numbers[at].tolist()))
-        return np.fromiter((each.offsets[copy] for each in shards), np.int64)
+        numbers = group.numbers[at].tolist()
+        shards = map(attrgetter("shards"), map(self.parameters.__getitem__, numbers))
+        return np.fromiter((each.offsets[copy] for each in shards), np.int64, len(numbers))
 
     def entry(self, group: TensorGroup, overlap: int, at: int) -> TensorEntry:
         """Return the entry of a group's tensor in the source file of an overlap."""

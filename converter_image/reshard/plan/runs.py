@@ -79,6 +79,8 @@ def small_tensors(plan: RankPlan) -> Flags:
     for group in plan.groups:
         if group.table is not None:
             found[group.numbers] = True
+            if group.kind.placement is not None:  # each shard is one range of a file
+                continue
             for overlap in range(len(group.ranks)):
                 found[group.numbers] &= plan.offsets(group, overlap) != SCATTERED
     return found
