@@ -16,7 +16,7 @@ from reshard.spec.resource import API_VERSION, KIND
 from reshard_operator import jobs
 from reshard_operator.decision import Action, Create, Patch
 from reshard_operator.objects import Event, Job, Object, Pod
-from reshard_operator.observation import Seen, Transform
+from reshard_operator.observation import Observation, Transform
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -88,7 +88,7 @@ class Cluster:
         places = [_custom(namespace) for namespace in namespaces] or [f"/apis/{API_VERSION}/{PLURAL}"]
         return [item for place in places for item in await self._list(place)]
 
-    async def observe(self, namespace: str, name: str) -> Seen | None:
+    async def observe(self, namespace: str, name: str) -> Observation | None:
         """Return the observation of a transform, or None if it was deleted."""
         resource = await self._find(f"{_custom(namespace)}/{name}")
         if resource is None:
@@ -96,9 +96,9 @@ class Cluster:
         transform = Transform.parse(resource)
         now = datetime.now(UTC).replace(microsecond=0)
         if transform.deleting:
-            return Seen(transform, now)
+            return Observation(transform, now)
         own, others = await self._jobs(transform)
-        seen = Seen.of(transform, now, own)
+        seen = Observation.of(transform, now, own)
         pods, writing = await self._pods(transform, now, seen.jobs)
         rivals = tuple(dict.fromkeys((*writing, *jobs.rivals(seen, others))))
         events = await self._events(transform, now, seen.jobs, pods)

@@ -61,9 +61,9 @@ class Decision:
     Attributes:
         status: new status of the resource. None means that the status is not changed.
         actions: actions to execute before the status is written.
-        look_again_seconds: delay until the next observation, unless a watch reports a change earlier.
+        requeue_after_seconds: delay until the next observation, unless a watch reports a change earlier.
     """
 
     status: Object | None = None
     actions: tuple[Action, ...] = field(default=())
-    look_again_seconds: float | None = None
+    requeue_after_seconds: float | None = None

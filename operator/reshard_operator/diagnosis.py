@@ -9,7 +9,7 @@ from reshard_operator.status import STUCK, Phase, State
 
 if TYPE_CHECKING:
     from reshard_operator.objects import Job, Pod
-    from reshard_operator.observation import Seen
+    from reshard_operator.observation import Observation
 
 # Kubernetes retries these forever and never fails the pod.
 _CANNOT_START = {
@@ -25,7 +25,7 @@ _DENIED = {"FailedCreate"}
 _UNSCHEDULABLE = "Unschedulable"
 
 
-def waiting_for(seen: Seen, job: Job, phase: Phase) -> State | None:
+def waiting_for(seen: Observation, job: Job, phase: Phase) -> State | None:
     """Return the state that describes why the pods of a Job do not run, or None if they run."""
     pods = sorted(seen.pods_of(job), key=lambda pod: not pod.lost)  # a lost node explains why others wait, not the reverse
     for pod in pods:
@@ -41,13 +41,13 @@ def waiting_for(seen: Seen, job: Job, phase: Phase) -> State | None:
     return None
 
 
-def stuck_seconds(seen: Seen) -> float:
+def stuck_seconds(seen: Observation) -> float:
     """Return the number of seconds for which pods have been unable to start, according to the status."""
     since = next((c["lastTransitionTime"] for c in seen.transform.status.get("conditions") or () if c["type"] == STUCK), None)
     return (seen.now - datetime.fromisoformat(since)).total_seconds() if since else 0.0
 
 
-def _why(seen: Seen, pod: Pod) -> tuple[str, str, bool] | None:
+def _why(seen: Observation, pod: Pod) -> tuple[str, str, bool] | None:
     if pod.lost:
         gone = "the pod is not replaced until the node recovers, is deleted, or gets the out-of-service taint"
         return "NodeLost", f"node {pod.node} is not responding; {gone}", False

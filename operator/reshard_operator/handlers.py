@@ -63,13 +63,13 @@ def registry(config: Config, reconciler: Reconciler, server: str) -> kopf.Operat
     # has no loop whose tasks could be counted.
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=handlers)
     async def transform_changed(namespace: str | None, name: str, **_: Any) -> None:
-        reconciler.mark(namespace or "", name)
+        reconciler.enqueue(namespace or "", name)
 
     @kopf.on.event("batch", "v1", "jobs", registry=handlers)
     async def job_changed(namespace: str | None, annotations: kopf.Annotations, **_: Any) -> None:
         name = annotations.get(jobs.ANNOTATION_TRANSFORM)
         if name:
-            reconciler.mark(namespace or "", name)
+            reconciler.enqueue(namespace or "", name)
 
     @kopf.on.probe(id="resync", registry=handlers, errors=kopf.ErrorsMode.PERMANENT)
     async def resynced_recently(**_: Any) -> str:

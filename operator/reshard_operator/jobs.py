@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from reshard.spec.resource import TransformSpec
     from reshard_operator.config import Config
     from reshard_operator.objects import Job
-    from reshard_operator.observation import Seen, Transform
+    from reshard_operator.observation import Observation, Transform
 
 MANAGED_BY = "reshard-operator"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
@@ -74,7 +74,7 @@ def rivals_selector(spec: TransformSpec) -> str:
     return f"{same},{LABEL_STAGE} in ({_NO_STAGE},{stage_label(spec)})" if spec.target.kind.one_stage else same
 
 
-def rivals(seen: Seen, others: Iterable[Job]) -> tuple[str, ...]:
+def rivals(seen: Observation, others: Iterable[Job]) -> tuple[str, ...]:
     """Return descriptions of the Jobs of other transforms that occupy the target of a transform."""
     single = seen.jobs.get("transform")
     writes = single is not None and not single.ended

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from reshard_operator.objects import Object
-    from reshard_operator.observation import Seen
+    from reshard_operator.observation import Observation
 
 _TRANSFORM_SECONDS_BUCKETS = (5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 28800)
 
@@ -80,7 +80,7 @@ for _reason in (STUCK, *sorted(WAITING)):
     TRANSFORMS_WAITING.labels(_reason)
 
 
-class Census:
+class PhaseGauge:
     """Updates the gauges. Each transform is counted once."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Census:
                 gauge.inc()
 
 
-def count_end(seen: Seen, status: Object) -> None:
+def count_end(seen: Observation, status: Object) -> None:
     """Count a transform that has just ended with this status."""
     seconds = datetime.fromisoformat(status["completionTime"]) - datetime.fromisoformat(status["startTime"])
     TRANSFORM_SECONDS.labels(status["phase"]).observe(seconds.total_seconds())

@@ -27,7 +27,7 @@ Object = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Kept:
+class KubeObject:
     """An object in the form in which the API server returns it."""
 
     raw: Object
@@ -61,7 +61,7 @@ class Kept:
         return str((self.raw["metadata"].get("annotations") or {}).get(name, ""))
 
 
-class Job(Kept):
+class Job(KubeObject):
     """A Job of a transform."""
 
     @property
@@ -126,7 +126,7 @@ class Job(Kept):
         return parse_ranks(text) if text else ()
 
 
-class Pod(Kept):
+class Pod(KubeObject):
     """A pod of a transform. Its owner is a Job."""
 
     @property

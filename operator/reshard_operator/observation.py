@@ -104,7 +104,7 @@ def _attempt(resource: Object) -> int:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Observation:
     """The input of a decision.
 
     Attributes:
@@ -127,7 +127,7 @@ class Seen:
     events: tuple[Event, ...] = ()
 
     @classmethod
-    def of(cls, transform: Transform, now: datetime, own: Iterable[Job]) -> Seen:
+    def of(cls, transform: Transform, now: datetime, own: Iterable[Job]) -> Observation:
         """Return the observation with the Jobs of a transform. The names of Jobs determine step, attempt and run."""
         found = {job.name: job for job in own}
         runs: dict[str, int] = {}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from reshard_operator.config import Config
     from reshard_operator.decision import Action
     from reshard_operator.objects import Job, Object
-    from reshard_operator.observation import Seen
+    from reshard_operator.observation import Observation
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ _STEPS = {
     "transform": _Step(Phase.RESHARDING, "TransformFailed", TransformMessage),
 }
 # Delay until the next reconcile for changes that no watch reports: pods of other transforms, pods that cannot start.
-_LOOK_AGAIN_SECONDS = 5.0
+_REQUEUE_SECONDS = 5.0
 _SOON_SECONDS = 1.0
 # The end of a container is noticed at most this much of its Job's age late, before Kubernetes completes the Job.
 _LATE = 1 / 8
@@ -69,7 +69,7 @@ _STOPPED_EARLY = "; the other ranks were stopped, because more pods had failed t
 _SUSPENDED = State(Phase.SUSPENDED, "Suspended", "set spec.suspend to false to resume")
 
 
-def reconcile(seen: Seen, config: Config) -> Decision:
+def reconcile(seen: Observation, config: Config) -> Decision:
     """Return the decision for an observation."""
     transform, spec = seen.transform, seen.transform.spec
     if transform.deleting:
@@ -79,7 +79,7 @@ def reconcile(seen: Seen, config: Config) -> Decision:
     if spec is None:
         # CRD and operator have different versions during an upgrade, so the spec may be readable later: wait.
         known = transform.status.get("phase") if transform.status.get("attempt") == transform.attempt else None
-        return _tell(seen, State(Phase(known or Phase.PENDING), "InvalidSpec", transform.problem), None, None)
+        return _set_status(seen, State(Phase(known or Phase.PENDING), "InvalidSpec", transform.problem), None, None)
     if any(job.annotation(jobs.ANNOTATION_SPEC) != jobs.spec_digest(spec) for job in seen.jobs.values()):
         return _fail(
             seen,
@@ -96,7 +96,7 @@ def reconcile(seen: Seen, config: Config) -> Decision:
     return _carry_out(seen, spec, planned, config)
 
 
-def _carry_out(seen: Seen, spec: TransformSpec, planned: PlanMessage, config: Config) -> Decision:
+def _carry_out(seen: Observation, spec: TransformSpec, planned: PlanMessage, config: Config) -> Decision:
     """Return the decision for a transform whose plan is known."""
     if (end := _end(seen, spec, planned, seen.committed())) is not None:
         return end
@@ -110,7 +110,7 @@ def _carry_out(seen: Seen, spec: TransformSpec, planned: PlanMessage, config: Co
     return _step(seen, spec, "commit", jobs.commit_job(seen.transform, config, planned, _next_run(seen, "commit")), details)
 
 
-def _end(seen: Seen, spec: TransformSpec, planned: PlanMessage, committed: CommitMessage | None) -> Decision | None:
+def _end(seen: Observation, spec: TransformSpec, planned: PlanMessage, committed: CommitMessage | None) -> Decision | None:
     """Return the decision for a transform that has succeeded, or None if a commit is still to come."""
     ranks, details = ranks_of(spec, planned), plan_details(planned, spec)
     what = f"{planned.source_ranks} -> {planned.target_ranks} ranks"
@@ -132,14 +132,14 @@ def _end(seen: Seen, spec: TransformSpec, planned: PlanMessage, committed: Commi
     return _complete(seen, "Complete", f"{what}: {done}", details)
 
 
-def refused(seen: Seen, decision: Decision, reason: str, message: str, *, for_good: bool) -> Decision:
+def refused(seen: Observation, decision: Decision, reason: str, message: str, *, for_good: bool) -> Decision:
     """Return the decision after the API server refused to create a Job or one of its ConfigMaps."""
     if for_good or decision.status is None:
         return _fail(seen, reason, message)
-    return _tell(seen, State(Phase(decision.status["phase"]), reason, message), None, _LOOK_AGAIN_SECONDS)
+    return _set_status(seen, State(Phase(decision.status["phase"]), reason, message), None, _REQUEUE_SECONDS)
 
 
-def _planned(seen: Seen) -> PlanMessage | None:
+def _planned(seen: Observation) -> PlanMessage | None:
     """Return the result of the plan, from its pod or, if the pod was deleted, from the status.
 
     If both were lost, another run of the plan may divide the ranks differently, but the Job of the ranks keeps its division.
@@ -151,19 +151,19 @@ def _planned(seen: Seen) -> PlanMessage | None:
     return msgspec.structs.replace(planned, grouping=grouping)
 
 
-def _next_run(seen: Seen, step: str) -> int:
+def _next_run(seen: Observation, step: str) -> int:
     """Return the run number of a step's next Job."""
     return seen.runs.get(step, 0) + 1
 
 
-def _step(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details: Object | None = None) -> Decision:
+def _step(seen: Observation, spec: TransformSpec, step: str, manifest: Object, details: Object | None = None) -> Decision:
     """Return the decision for one step. `manifest` is the manifest of its next Job."""
     job = seen.jobs.get(step)
     if job is None:
         return _begin(seen, spec, step, manifest, details)
     doing = _STEPS[step].doing(f"Job {job.name} is being deleted")
     if job.deleting:
-        return _tell(seen, doing, details, _LOOK_AGAIN_SECONDS)
+        return _set_status(seen, doing, details, _REQUEUE_SECONDS)
     if job.complete:  # without a result, or the step would be over
         if seen.runs[step] < MOST_RUNS:
             return _begin(seen, spec, step, manifest, details)
@@ -172,51 +172,51 @@ def _step(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details:
         reason, message = _why_failed(seen, spec, step, job)
         return _fail(seen, reason, message, details)
     if step == "transform" and seen.rivals:  # both were created before one of them was observed
-        return _tell(seen, _busy(seen, Phase.PENDING), details, _SOON_SECONDS, Delete(job))
+        return _set_status(seen, _busy(seen, Phase.PENDING), details, _SOON_SECONDS, Delete(job))
     actions = _adjust(spec, step, job, manifest)
     if spec.suspend and job.suspended:
-        return _tell(seen, _SUSPENDED, details, None, *actions)
+        return _set_status(seen, _SUSPENDED, details, None, *actions)
     if spec.suspend:
         ending = replace(doing, reason="Suspending", message="waiting for pods to terminate")
-        return _tell(seen, ending, details, _LOOK_AGAIN_SECONDS, *actions)
+        return _set_status(seen, ending, details, _REQUEUE_SECONDS, *actions)
     if job.suspended and (queue := job.label(QUEUE_LABEL)):
         queued = replace(doing, reason="Queued", message=f"waiting for the queue {queue}")
-        return _tell(seen, queued, details, None, *actions)
+        return _set_status(seen, queued, details, None, *actions)
     trouble = diagnosis.waiting_for(seen, job, doing.phase)
     if trouble is None:
-        look_again = _look_again(seen, step, job)
+        requeue_after = _requeue_after(seen, step, job)
         progress = _progress(step, job.name, seen.runs[step], details)
-        return _tell(seen, replace(doing, message=progress), details, look_again, *actions)
+        return _set_status(seen, replace(doing, message=progress), details, requeue_after, *actions)
     deadline = spec.execution.startup_deadline_seconds
     if trouble.stuck and not job.status.get("ready") and diagnosis.stuck_seconds(seen) >= deadline:
         return _fail(
             seen, "PodsNotStarting", f"pods could not start for {deadline} s: {trouble.reason}: {trouble.message}", details
         )
-    return _tell(seen, trouble, details, _LOOK_AGAIN_SECONDS, *actions)
+    return _set_status(seen, trouble, details, _REQUEUE_SECONDS, *actions)
 
 
-def _look_again(seen: Seen, step: str, job: Job) -> float | None:
+def _requeue_after(seen: Observation, step: str, job: Job) -> float | None:
     """Return the delay until the next look at a Job without trouble."""
     started = job.status.get("startTime")
     if started is None or not job.runs:
-        return _LOOK_AGAIN_SECONDS
+        return _REQUEUE_SECONDS
     if step == "ranks":
         return None
     return max(_LEAST_LATE_SECONDS, (seen.now - datetime.fromisoformat(started)).total_seconds() * _LATE)
 
 
-def _begin(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details: Object | None) -> Decision:
+def _begin(seen: Observation, spec: TransformSpec, step: str, manifest: Object, details: Object | None) -> Decision:
     """Create the Job of a step, as soon as no other pod can write to the target."""
     starting = _STEPS[step].doing("creating the Job")
     if spec.suspend:
-        return _tell(seen, _SUSPENDED, details, None)
+        return _set_status(seen, _SUSPENDED, details, None)
     if seen.rivals and step != "commit":
         phase = starting.phase if step == "ranks" else Phase.PENDING
-        return _tell(seen, _busy(seen, phase), details, _LOOK_AGAIN_SECONDS)
+        return _set_status(seen, _busy(seen, phase), details, _REQUEUE_SECONDS)
     running = [job for job in seen.old_jobs if not job.ended]
     if running:
         stop = (Delete(job) for job in running if not job.deleting)
-        return _tell(
+        return _set_status(
             seen,
             replace(starting, message="waiting for the Jobs of the previous attempt to be deleted"),
             details,
@@ -225,7 +225,7 @@ def _begin(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details
         )
     ours = {job.uid for job in seen.jobs.values()}
     if any(pod.alive and pod.owner not in ours for pod in seen.pods):
-        return _tell(
+        return _set_status(
             seen, replace(starting, message="waiting for pods of the previous attempt to terminate"), details, _SOON_SECONDS
         )
     # Use the message that applies once the Job runs, which saves one status write.
@@ -233,10 +233,10 @@ def _begin(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details
     starting = replace(starting, message=_progress(step, name, _next_run(seen, step), details))
     named = {"jobs": {s: job.name for s, job in seen.jobs.items()} | {step: name}}
     creations = (Create(each) for each in (*jobs.spec_config_maps(seen.transform), manifest))
-    return _tell(seen, starting, named | (details or {}), _LOOK_AGAIN_SECONDS, *creations)
+    return _set_status(seen, starting, named | (details or {}), _REQUEUE_SECONDS, *creations)
 
 
-def _busy(seen: Seen, phase: Phase) -> State:
+def _busy(seen: Observation, phase: Phase) -> State:
     return State(phase, "TargetBusy", f"waiting for {', '.join(seen.rivals[:3])}, which writes to the same target")
 
 
@@ -251,7 +251,7 @@ def _adjust(spec: TransformSpec, step: str, job: Job, manifest: Object) -> tuple
     return (Patch(job, wanted),) if wanted else ()
 
 
-def _why_failed(seen: Seen, spec: TransformSpec, step: str, job: Job) -> tuple[str, str]:
+def _why_failed(seen: Observation, spec: TransformSpec, step: str, job: Job) -> tuple[str, str]:
     """Return the reason and the message of a failed Job, from the termination messages of its pods if possible."""
     condition = job.failed or {}
     if condition.get("reason") == "DeadlineExceeded":
@@ -275,7 +275,7 @@ def _why_failed(seen: Seen, spec: TransformSpec, step: str, job: Job) -> tuple[s
     return _reason(said, _STEPS[step].failed), _message(said, condition)
 
 
-def _why_no_result(seen: Seen, step: str, job: Job) -> str:
+def _why_no_result(seen: Observation, step: str, job: Job) -> str:
     """Return the message for a step that was completed without a result."""
     try:
         seen.read_result(step, _STEPS[step].result)
@@ -300,7 +300,7 @@ def _message(said: list[FailureMessage], condition: Object) -> str:
     return said[0].message if said else str(condition.get("message") or "the pods were deleted and no error message is available")
 
 
-def _failures(seen: Seen, job: Job, ranks: tuple[int, ...], grouping: Grouping) -> list[Object]:
+def _failures(seen: Observation, job: Job, ranks: tuple[int, ...], grouping: Grouping) -> list[Object]:
     """Return the newest failure of each index that has failed permanently, by rank."""
     failed = set(job.indexes("failedIndexes"))
     found: dict[int, Object] = {}
@@ -328,7 +328,7 @@ def _progress(step: str, name: str, run: int, details: Object | None) -> str:
     return f"Job {name} is running{again}"
 
 
-def _clear_up(seen: Seen) -> Decision:
+def _clear_up(seen: Observation) -> Decision:
     """Return the decision for a transform that has ended: delete running Jobs, and set the TTL of the others.
 
     After a success, pods whose containers have succeeded end by themselves, and then their Jobs. A Job that is suspended, or
@@ -338,12 +338,12 @@ def _clear_up(seen: Seen) -> Decision:
     left = _ENDING_SECONDS - (seen.now - datetime.fromisoformat(transform.status["completionTime"])).total_seconds()
     ends = transform.status["phase"] == Phase.COMPLETE.value and left > 0
     actions: list[Action] = []
-    look_again = None
+    requeue_after = None
     for job in (*seen.jobs.values(), *seen.old_jobs):
         if job.deleting:
             continue
         if not job.ended and ends and not job.spec.get("suspend") and job not in seen.old_jobs:
-            look_again = left
+            requeue_after = left
         elif not job.ended:
             actions.append(Delete(job))
         elif spec is not None and "ttlSecondsAfterFinished" not in job.spec:
@@ -352,17 +352,19 @@ def _clear_up(seen: Seen) -> Decision:
     if transform.status.get("observedGeneration") != transform.generation:
         status = transform.status | {"observedGeneration": transform.generation}
         status["conditions"] = [c | {"observedGeneration": transform.generation} for c in status.get("conditions") or ()]
-    return Decision(status, tuple(actions), look_again)
+    return Decision(status, tuple(actions), requeue_after)
 
 
-def _tell(seen: Seen, state: State, details: Object | None, look_again: float | None, *actions: Action) -> Decision:
+def _set_status(
+    seen: Observation, state: State, details: Object | None, requeue_after: float | None, *actions: Action
+) -> Decision:
     names = {"jobs": {step: job.name for step, job in seen.jobs.items()}} if seen.jobs else {}
-    return Decision(build(seen.transform, state, seen.now, names | (details or {})), actions, look_again)
+    return Decision(build(seen.transform, state, seen.now, names | (details or {})), actions, requeue_after)
 
 
-def _fail(seen: Seen, reason: str, message: str, details: Object | None = None) -> Decision:
-    return _tell(seen, State(Phase.FAILED, reason, message), details, _SOON_SECONDS)
+def _fail(seen: Observation, reason: str, message: str, details: Object | None = None) -> Decision:
+    return _set_status(seen, State(Phase.FAILED, reason, message), details, _SOON_SECONDS)
 
 
-def _complete(seen: Seen, reason: str, message: str, details: Object) -> Decision:
-    return _tell(seen, State(Phase.COMPLETE, reason, message), details, _SOON_SECONDS)
+def _complete(seen: Observation, reason: str, message: str, details: Object) -> Decision:
+    return _set_status(seen, State(Phase.COMPLETE, reason, message), details, _SOON_SECONDS)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from reshard.spec.ranks import Grouping
     from reshard.spec.resource import TransformSpec
     from reshard_operator.objects import Job, Object
-    from reshard_operator.observation import Seen, Transform
+    from reshard_operator.observation import Observation, Transform
 
 _LONGEST_MESSAGE = 2000
 _LONGEST_NOTE = 850  # of 1024, so that the address of the documentation fits too
@@ -123,7 +123,7 @@ def plan_details(planned: PlanMessage, spec: TransformSpec) -> Object:
     }
 
 
-def rank_details(seen: Seen, job: Job, ranks: tuple[int, ...], grouping: Grouping, failures: list[Object]) -> Object:
+def rank_details(seen: Observation, job: Job, ranks: tuple[int, ...], grouping: Grouping, failures: list[Object]) -> Object:
     """Return the progress of the ranks, from their Job. Completion indexes are converted to ranks."""
 
     def of(indexes: tuple[int, ...]) -> tuple[int, ...]:
@@ -148,7 +148,7 @@ def rank_details(seen: Seen, job: Job, ranks: tuple[int, ...], grouping: Groupin
     return found
 
 
-def _start(seen: Seen, job: Job, done: int) -> Object:
+def _start(seen: Observation, job: Job, done: int) -> Object:
     """Return the time when the Job was started or resumed, and the number of ranks that were written before that time.
 
     The result is empty while the Job is suspended. Kubernetes updates `startTime` when a Job is resumed. Up to 1.36, it keeps the
@@ -162,7 +162,7 @@ def _start(seen: Seen, job: Job, done: int) -> Object:
     return {"startTime": started, "succeededAtStart": min(before, done)}
 
 
-def _expected_end(seen: Seen, ranks: Object) -> str | None:
+def _expected_end(seen: Observation, ranks: Object) -> str | None:
     """Return the time at which the last rank will be written at the rate since the start.
 
     It is calculated only when a rank is finished, so that the status does not change in between.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from reshard_operator.config import Config
     from reshard_operator.decision import Decision
     from reshard_operator.objects import Object
-    from reshard_operator.observation import Seen
+    from reshard_operator.observation import Observation
 
 Key = tuple[str, str]
 
@@ -31,7 +31,7 @@ _WORKERS = 8
 # Events come in bursts. The first causes a reconcile at once, and those until at least this time after its end cause another.
 _SETTLE_SECONDS = 0.2
 # Transforms are looked at without an event at most this often, all together: 10 of them every 0.5 s, or 200 every 10 s.
-_MOST_LOOKS_PER_SECOND = 20.0
+_MOST_REQUEUES_PER_SECOND = 20.0
 _COUNTS_EVERY_SECONDS = 5.0
 _FIRST_RETRY_SECONDS = 0.5
 _LONGEST_RETRY_SECONDS = 60.0
@@ -39,9 +39,9 @@ _LONGEST_RETRY_SECONDS = 60.0
 log = logging.getLogger(__name__)
 
 
-def look_delay(wanted: float, transforms: int) -> float:
+def requeue_delay(wanted: float, transforms: int) -> float:
     """Return the seconds until a transform is looked at again, if this many transforms are looked at without events."""
-    return max(wanted, transforms / _MOST_LOOKS_PER_SECOND)
+    return max(wanted, transforms / _MOST_REQUEUES_PER_SECOND)
 
 
 class Reconciler:
@@ -53,13 +53,13 @@ class Reconciler:
         self._may_write = may_write
         self._queue: WorkQueue[Key] = WorkQueue()
         self._failures: dict[Key, int] = {}
-        self._looking: set[Key] = set()  # transforms that are to be looked at again without an event
+        self._requeued: set[Key] = set()  # transforms that are to be looked at again without an event
         self._counted: dict[Key, float] = {}
-        self._census = metrics.Census()
+        self._phases = metrics.PhaseGauge()
         self._changed = asyncio.Event()
         self.last_resync = time.monotonic()
 
-    def mark(self, namespace: str, name: str, after: float = 0.0) -> None:
+    def enqueue(self, namespace: str, name: str, after: float = 0.0) -> None:
         """Enqueue a transform."""
         self._queue.add((namespace, name), time.monotonic() + after)
         self._changed.set()
@@ -76,9 +76,9 @@ class Reconciler:
         while True:
             try:
                 for resource in await self._cluster.transforms(self._config.namespaces):
-                    self.mark(resource["metadata"]["namespace"], resource["metadata"]["name"], random.uniform(0, 1))
-                for key in self._census:  # also deleted transforms whose deletion no watch reported
-                    self.mark(*key, random.uniform(0, 1))
+                    self.enqueue(resource["metadata"]["namespace"], resource["metadata"]["name"], random.uniform(0, 1))
+                for key in self._phases:  # also deleted transforms whose deletion no watch reported
+                    self.enqueue(*key, random.uniform(0, 1))
                 self.last_resync = time.monotonic()
                 await asyncio.sleep(self._config.resync_seconds)
             except ApiError as error:
@@ -93,7 +93,7 @@ class Reconciler:
                 with metrics.RECONCILE_SECONDS.time():
                     again = await self._reconcile(*key)
                 self._failures.pop(key, None)
-                self._look_again(key, again)
+                self._requeue_after(key, again)
             except ApiError as error:
                 metrics.RECONCILE_ERRORS.inc()
                 self._retry(key, quiet=error.status == HTTPStatus.CONFLICT, error=error)
@@ -111,20 +111,20 @@ class Reconciler:
         self._queue.done(key)
         self._changed.set()
 
-    def _look_again(self, key: Key, after: float | None) -> None:
+    def _requeue_after(self, key: Key, after: float | None) -> None:
         """Enqueue a transform after at least this many seconds, or never."""
         if after is None:
-            self._looking.discard(key)
+            self._requeued.discard(key)
             return
-        self._looking.add(key)
-        self.mark(*key, look_delay(after, len(self._looking)))
+        self._requeued.add(key)
+        self.enqueue(*key, requeue_delay(after, len(self._requeued)))
 
     def _retry(self, key: Key, *, quiet: bool, error: Exception) -> None:
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         delay = min(_LONGEST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2 ** min(failures, 10)) * random.uniform(0.5, 1)
         if not quiet:
             log.warning("reconcile failed, retrying in %.1f s: %s", delay, error, extra={"transform": "/".join(key)})
-        self.mark(*key, delay)
+        self.enqueue(*key, delay)
 
     async def _next(self) -> Key:
         """Return the next transform that is due and that no worker processes."""
@@ -145,7 +145,7 @@ class Reconciler:
         """Reconcile a transform. Return the seconds until the next reconciliation, unless an event occurs earlier."""
         seen = await self._cluster.observe(namespace, name)
         if seen is None:
-            self._census.count((namespace, name), None)
+            self._phases.count((namespace, name), None)
             self._counted.pop((namespace, name), None)
             return None
         decision = reconcile(seen, self._config)
@@ -165,15 +165,15 @@ class Reconciler:
                 good = error.status in {400, 413} or any(field.startswith("spec") for field in error.fields)
                 decision = refused(seen, decision, "InvalidPod" if good else "JobDenied", str(error), for_good=good)
                 break
-        return await self._tell(seen, decision)
+        return await self._set_status(seen, decision)
 
-    async def _tell(self, seen: Seen, decision: Decision) -> float | None:
+    async def _set_status(self, seen: Observation, decision: Decision) -> float | None:
         transform, status = seen.transform, decision.status
         key = (transform.namespace, transform.name)
         if (known := status or transform.status).get("phase"):
-            self._census.count(key, known)
+            self._phases.count(key, known)
         if status is None or status == transform.status:
-            return decision.look_again_seconds
+            return decision.requeue_after_seconds
         if only_counts_differ(transform.status, status):
             wait = self._counted.get(key, 0.0) + _COUNTS_EVERY_SECONDS - time.monotonic()
             if wait > 0:
@@ -184,9 +184,9 @@ class Reconciler:
         self._counted[key] = time.monotonic()
         metrics.STATUS_WRITES.inc()
         await self._announce(seen, status)
-        return decision.look_again_seconds
+        return decision.requeue_after_seconds
 
-    async def _announce(self, seen: Seen, status: Object) -> None:
+    async def _announce(self, seen: Observation, status: Object) -> None:
         """Record an Event for each new phase and each new reason."""
         transform = seen.transform
         ready, before = status["conditions"][0], (transform.status.get("conditions") or [{}])[0]

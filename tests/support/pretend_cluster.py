@@ -13,7 +13,7 @@ from reshard_operator import jobs
 from reshard_operator.config import Config
 from reshard_operator.decision import Create, Decision, Delete
 from reshard_operator.objects import CONTAINER, Event, Job, Pod
-from reshard_operator.observation import Seen, Transform
+from reshard_operator.observation import Observation, Transform
 from reshard_operator.reconcile import reconcile, refused
 
 if TYPE_CHECKING:
@@ -122,11 +122,11 @@ class PretendCluster:
         self.resource["spec"] |= spec
         self.resource["metadata"]["generation"] += 1
 
-    def see(self) -> Seen:
+    def see(self) -> Observation:
         transform = Transform.parse(copy.deepcopy(self.resource))
         found = [Job(copy.deepcopy(job)) for job in self.jobs.values()]
         pods = tuple(Pod(copy.deepcopy(pod)) for pod in self.pods)
-        seen = Seen.of(transform, self.now, found)
+        seen = Observation.of(transform, self.now, found)
         return replace(seen, pods=pods, rivals=jobs.rivals(seen, map(Job, self.others)), events=tuple(self.events))
 
     def decide(self) -> Decision:

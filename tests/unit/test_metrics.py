@@ -11,14 +11,14 @@ from pretend_cluster import COMMIT, CONFIG, PLAN, PretendCluster, older
 from prometheus_client import REGISTRY
 
 from reshard_operator.decision import Decision
-from reshard_operator.metrics import Census
+from reshard_operator.metrics import PhaseGauge
 from reshard_operator.status import WAITING, Phase
 from reshard_operator.worker import Reconciler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from reshard_operator.observation import Seen
+    from reshard_operator.observation import Observation
 
 
 def value(name: str, **labels: str) -> float:
@@ -61,7 +61,7 @@ class Watched:
     async def transforms(self, _: Sequence[str]) -> list[dict[str, Any]]:
         return [] if self.gone else [self.pretend.resource]
 
-    async def observe(self, *_: str) -> Seen | None:
+    async def observe(self, *_: str) -> Observation | None:
         self.pretend.advance()
         return None if self.gone else self.pretend.see()
 
@@ -91,7 +91,7 @@ def test_a_transform_is_counted_in_its_phase_until_it_is_deleted() -> None:
             raise AssertionError(phases())
 
         def get_on() -> bool:
-            reconciler.mark("ns", "a.transform", 0)
+            reconciler.enqueue("ns", "a.transform", 0)
             return phases() == before | {"Complete": before["Complete"] + 1}
 
         await until(get_on)
@@ -124,7 +124,7 @@ def test_a_transform_is_counted_in_its_phase_until_it_is_deleted() -> None:
 
 
 def test_delayed_transforms_are_counted_by_reason() -> None:
-    cluster, census = PretendCluster(others=list(older().jobs.values())), Census()
+    cluster, census = PretendCluster(others=list(older().jobs.values())), PhaseGauge()
     total, before = phases(), {reason: value("reshard_transforms_waiting", reason=reason) for reason in ("PodsStuck", *WAITING)}
 
     def held_up() -> dict[str, float]:

@@ -18,7 +18,7 @@ from reshard_operator.reconcile import reconcile
 if TYPE_CHECKING:
     from kubernetes.aio import client
 
-    from reshard_operator.observation import Seen
+    from reshard_operator.observation import Observation
 
 
 class Server(Cluster):
@@ -50,7 +50,7 @@ class Server(Cluster):
         more = {"continue": str(begin + limit)} if begin + limit < len(items) else {}
         return {"items": page, "metadata": more}
 
-    def see(self) -> Seen:
+    def see(self) -> Observation:
         self.read.clear()
         self.events_read = 0
         seen = asyncio.run(self.observe("ns", "a.transform"))

@@ -16,7 +16,7 @@ from simulation.reconciles import SIMULATED, Api
 from reshard.spec.messages import CommitMessage
 from reshard_operator import reconcile, worker
 from reshard_operator.decision import Decision
-from reshard_operator.observation import Seen
+from reshard_operator.observation import Observation
 
 if TYPE_CHECKING:
     from reshard_operator.config import Config
@@ -51,13 +51,13 @@ def test_jobs_without_names_of_their_own_are_found(monkeypatch: pytest.MonkeyPat
 
 def test_a_success_without_a_commit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     done = msgspec.convert(COMMIT, CommitMessage)
-    monkeypatch.setattr(Seen, "committed", lambda self: done if "ranks" in self.jobs else None)
+    monkeypatch.setattr(Observation, "committed", lambda self: done if "ranks" in self.jobs else None)
     with pytest.raises(ViolationError, match="nothing was committed"):
         explore(REPORTING.simulate, bound=1, seconds=60)
 
 
 def test_a_transform_that_never_resumes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forgetful(seen: Seen, config: Config) -> Decision:
+    def forgetful(seen: Observation, config: Config) -> Decision:
         return Decision() if seen.transform.status.get("phase") == "Suspended" else reconcile.reconcile(seen, config)
 
     monkeypatch.setattr(worker, "reconcile", forgetful)

@@ -92,7 +92,7 @@ def test_jobs_whose_pods_have_another_container_that_never_ends_are_deleted_afte
     cluster.now += timedelta(seconds=50)
     decision = cluster.work()
     assert not any(isinstance(action, Delete) for action in decision.actions)
-    assert decision.look_again_seconds == 10
+    assert decision.requeue_after_seconds == 10
     cluster.now += timedelta(seconds=10)
     assert {action.name for action in cluster.work().actions if isinstance(action, Delete)} == running
     assert cluster.status["phase"] == "Complete"
@@ -102,9 +102,9 @@ def test_a_short_plan_is_looked_at_often_and_a_long_one_rarely() -> None:
     cluster = PretendCluster()
     cluster.work()
     cluster.advance()
-    assert cluster.work().look_again_seconds == 0.5
+    assert cluster.work().requeue_after_seconds == 0.5
     cluster.now += timedelta(minutes=10)
-    assert cluster.work().look_again_seconds == 75
+    assert cluster.work().requeue_after_seconds == 75
 
 
 def test_a_part_that_is_not_the_last() -> None:

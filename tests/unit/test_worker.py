@@ -10,13 +10,13 @@ import pytest
 from pretend_cluster import CONFIG, PretendCluster
 
 from reshard_operator import worker
-from reshard_operator.worker import Reconciler, look_delay
+from reshard_operator.worker import Reconciler, requeue_delay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from reshard_operator.cluster import Cluster
-    from reshard_operator.observation import Seen
+    from reshard_operator.observation import Observation
 
 
 class Counted:
@@ -28,7 +28,7 @@ class Counted:
         self.observed = asyncio.Event()
         self._pretend = PretendCluster()
         self._pretend.settle()
-        self.seen: Callable[[str], Seen] = lambda _: self._pretend.see()
+        self.seen: Callable[[str], Observation] = lambda _: self._pretend.see()
 
     async def transforms(self, *_: object) -> list[dict[str, Any]]:
         return []
@@ -39,7 +39,7 @@ class Counted:
 
     async def record_event(self, *_: object) -> None: ...
 
-    async def observe(self, _: str, name: str) -> Seen:
+    async def observe(self, _: str, name: str) -> Observation:
         self.observations += 1
         self.observed.set()
         await asyncio.sleep(self._seconds)
@@ -53,11 +53,11 @@ def test_the_first_event_of_a_burst_is_not_delayed_and_the_others_cause_one_obse
     async def story() -> None:
         reconciler = Reconciler(cast("Cluster", cluster), CONFIG, lambda: True)
         working = asyncio.create_task(reconciler.run())
-        reconciler.mark("ns", "a.transform")
+        reconciler.enqueue("ns", "a.transform")
         await cluster.observed.wait()
         cluster.observed.clear()
         for _ in range(5):
-            reconciler.mark("ns", "a.transform")
+            reconciler.enqueue("ns", "a.transform")
             await asyncio.sleep(0.01)
         counts.append(cluster.observations)
         await cluster.observed.wait()
@@ -77,7 +77,7 @@ def test_slow_observations_do_not_follow_each_other_at_once(monkeypatch: pytest.
         reconciler = Reconciler(cast("Cluster", cluster), CONFIG, lambda: True)
         working = asyncio.create_task(reconciler.run())
         for _ in range(2):
-            reconciler.mark("ns", "a.transform")
+            reconciler.enqueue("ns", "a.transform")
             await cluster.observed.wait()
             cluster.observed.clear()
             due.append(time.monotonic())
@@ -89,7 +89,7 @@ def test_slow_observations_do_not_follow_each_other_at_once(monkeypatch: pytest.
 
 @pytest.mark.parametrize(("transforms", "seconds"), [(1, 0.5), (10, 0.5), (200, 10.0)])
 def test_many_transforms_are_looked_at_less_often(transforms: int, seconds: float) -> None:
-    assert look_delay(0.5, transforms) == seconds
+    assert requeue_delay(0.5, transforms) == seconds
 
 
 def test_only_transforms_that_are_looked_at_again_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_only_transforms_that_are_looked_at_again_count(monkeypatch: pytest.Monk
             counted.set()
         return 60.0
 
-    monkeypatch.setattr(worker, "look_delay", count)
+    monkeypatch.setattr(worker, "requeue_delay", count)
     cluster, ended = Counted(), PretendCluster()
     ended.settle()
     busy = PretendCluster()
@@ -112,7 +112,7 @@ def test_only_transforms_that_are_looked_at_again_count(monkeypatch: pytest.Monk
         reconciler = Reconciler(cast("Cluster", cluster), CONFIG, lambda: True)
         working = asyncio.create_task(reconciler.run())
         for name in ("busy-1", "ended-1", "ended-2", "busy-2"):
-            reconciler.mark("ns", name)
+            reconciler.enqueue("ns", name)
         await counted.wait()
         working.cancel()
 

@@ -24,7 +24,7 @@ from reshard_operator import jobs, worker
 from reshard_operator.cluster import ApiError
 from reshard_operator.decision import Decision
 from reshard_operator.objects import Job, Pod
-from reshard_operator.observation import Seen, Transform
+from reshard_operator.observation import Observation, Transform
 from reshard_operator.worker import Reconciler
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Api:
     lag: int = 0
     read: int = 0
 
-    async def observe(self, _: str, name: str) -> Seen:
+    async def observe(self, _: str, name: str) -> Observation:
         """Read the transform, its Jobs and its pods, one after the other. Each may be of another moment."""
         self._request("read the transform")
         transform = Transform.parse(copy.deepcopy(self._past(name).resource))
@@ -76,7 +76,7 @@ class Api:
         self._request("list pods")
         pods = tuple(Pod(copy.deepcopy(pod)) for pod in self._past(name).pods)
         self.read = hash((self.read, json.dumps(self._past(name).pods, sort_keys=True)))
-        seen = Seen.of(transform, past.now, own)
+        seen = Observation.of(transform, past.now, own)
         return replace(seen, pods=pods, rivals=jobs.rivals(seen, others))
 
     def _past(self, name: str) -> PretendCluster:
