@@ -332,7 +332,7 @@ def main() -> int:
         Path(folder).chmod(0o755)
         client.CoreV1Api(api).create_namespace({"metadata": {"name": "soak"}})
         stage = Stage(api, "soak", place, rows=6144, columns=288)
-        subprocess.run([program("mount"), "-t", "tmpfs", "-o", "size=256m,mode=777", "tmpfs", str(small)], check=True)
+        subprocess.run([program("mount"), "-t", "tmpfs", "-o", "size=1g,mode=777", "tmpfs", str(small)], check=True)
         try:
             claim_folder(api, "soak", "small", small)
             soak = Soak(stage, server, small, random.Random(seed), server.bucket())
