@@ -80,13 +80,14 @@ def contestants(case: Case, place: Path, target: Path, settings: Settings) -> tu
     elif case.work == "load":
         subprocess.run([RESHARD, "transform", *unify, "--target", unified, "--overwrite"], check=True, capture_output=True)
         source, sides = unified, ["--source", unified, "--target-strategy", after]
-    elif case.work in ("dcp-huggingface", "dcp-dcp"):
+    elif case.work.startswith("dcp-"):
         source = divided(place, "torch-dcp", case.source_ranks)
-        to = ["huggingface"] if case.work == "dcp-huggingface" else ["torch-dcp", "--target-ranks", str(case.target_ranks)]
-        sides = ["--source", source, "--format", *to]
-    elif case.work == "dcp-ranks":
-        source = divided(place, "torch-dcp", case.source_ranks)
-        sides = ["--source", source, "--target-strategy", after]
+        to = {
+            "dcp-huggingface": ["--format", "huggingface"],
+            "dcp-dcp": ["--format", "torch-dcp", "--target-ranks", str(case.target_ranks)],
+            "dcp-ranks": ["--target-strategy", after],
+        }
+        sides = ["--source", source, *to[case.work]]
     arguments = ["transform", *sides, "--target", str(target), "--verification", settings.verification, "--json"]
     commands = {"cp -r": ["sh", "-c", 'cp -r "$1" "$2" && sync -f "$2"', "cp", source, str(target)]}
     size = sum(path.stat().st_size for path in Path(source).rglob("*") if path.is_file())

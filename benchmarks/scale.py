@@ -24,7 +24,7 @@ from typing import Any
 from cluster.images import BASE
 from cluster.layout import Layout
 from kubernetes import client, config
-from kubernetes_objects import indexed_job, pod_spec, wait_for
+from kubernetes_objects import indexed_spec, pod_spec, wait_for
 from simulated_transforms import all_ended, execution, status_writes, usage
 from transforms_on_cluster import Stage, install
 
@@ -78,7 +78,7 @@ def ranks(stage: Stage, layout: Layout, count: int, rounds: int) -> None:
     with simulated.nodes(layout, _NODES) as placement:
         pod = {**pod_spec("localhost/none", ["none"]), **placement}
         for _ in range(rounds):
-            bare = bare_job(stage, indexed_job("", count, pod)["spec"])
+            bare = bare_job(stage, indexed_spec(count, pod))
             before = len(status_writes(layout, stage.namespace))
             seconds, status, job = transform(stage, execution=execution(placement, count))
             written = [each["requestReceivedTimestamp"] for each in status_writes(layout, stage.namespace)[before:]]
@@ -138,9 +138,7 @@ def one_node(stage: Stage, rounds: int) -> None:
     """Compare a transform of many real pods on one node with a bare Job of as many pods that only start Python."""
     pod = pod_spec(BASE, ["python3", "-c", "pass"])
     every = {"parallelism": _REAL_PODS, "ranksPerPod": 1}
-    measured = [
-        (bare_job(stage, indexed_job("", _REAL_PODS, pod)["spec"]), transform(stage, execution=every)[0]) for _ in range(rounds)
-    ]
+    measured = [(bare_job(stage, indexed_spec(_REAL_PODS, pod)), transform(stage, execution=every)[0]) for _ in range(rounds)]
     bare, seconds = (statistics.median(each[side] for each in measured) for side in (0, 1))
     show(f"a Job of {_REAL_PODS} pods that start Python, median of {rounds}", f"{bare:.1f} s")
     show(f"a transform to {_REAL_PODS} ranks in as many pods", f"{seconds:.1f} s")

@@ -246,8 +246,9 @@ def _adjust(spec: TransformSpec, step: str, job: Job, manifest: Object) -> tuple
     queued = bool(job.label(QUEUE_LABEL))
     if bool(job.spec.get("suspend")) != spec.suspend and (spec.suspend or not queued):
         wanted["suspend"] = spec.suspend
-    mutable = {"ranks": ["maxFailedIndexes"] if queued else ["maxFailedIndexes", "parallelism"]}.get(step, [])
-    wanted |= {field: manifest["spec"][field] for field in mutable if job.spec.get(field) != manifest["spec"][field]}
+    if step == "ranks":
+        fields = ["maxFailedIndexes"] if queued else ["maxFailedIndexes", "parallelism"]
+        wanted |= {field: manifest["spec"][field] for field in fields if job.spec.get(field) != manifest["spec"][field]}
     return (Patch(job, wanted),) if wanted else ()
 
 

@@ -41,8 +41,12 @@ def pod_spec(image: str, command: list[str], claims: dict[str, str] | None = Non
 
 def indexed_job(name: str, completions: int, pod: dict[str, Any]) -> dict[str, Any]:
     """A Job that runs a pod for every index."""
-    spec = {"completions": completions, "parallelism": completions, "completionMode": "Indexed", "template": {"spec": pod}}
-    return {"metadata": {"name": name}, "spec": spec}
+    return {"metadata": {"name": name}, "spec": indexed_spec(completions, pod)}
+
+
+def indexed_spec(completions: int, pod: dict[str, Any]) -> dict[str, Any]:
+    """The spec of a Job that runs a pod for every index."""
+    return {"completions": completions, "parallelism": completions, "completionMode": "Indexed", "template": {"spec": pod}}
 
 
 def claim_folder(api: client.ApiClient, namespace: str, name: str, folder: Path) -> None:

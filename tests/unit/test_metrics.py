@@ -124,12 +124,12 @@ def test_a_transform_is_counted_in_its_phase_until_it_is_deleted() -> None:
 
 
 def test_delayed_transforms_are_counted_by_reason() -> None:
-    cluster, census = PretendCluster(others=list(older().jobs.values())), PhaseGauge()
+    cluster, gauge = PretendCluster(others=list(older().jobs.values())), PhaseGauge()
     total, before = phases(), {reason: value("reshard_transforms_waiting", reason=reason) for reason in ("PodsStuck", *WAITING)}
 
     def held_up() -> dict[str, float]:
         cluster.work()
-        census.count(("ns", "a.transform"), cluster.status)
+        gauge.count(("ns", "a.transform"), cluster.status)
         now = {reason: value("reshard_transforms_waiting", reason=reason) - count for reason, count in before.items()}
         return {reason: count for reason, count in now.items() if count}
 
@@ -145,5 +145,5 @@ def test_delayed_transforms_are_counted_by_reason() -> None:
         ],
     }
     assert held_up() == {"PodsStuck": 1}
-    census.count(("ns", "a.transform"), None)
-    assert (phases(), list(census)) == (total, [])
+    gauge.count(("ns", "a.transform"), None)
+    assert (phases(), list(gauge)) == (total, [])

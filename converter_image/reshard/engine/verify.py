@@ -18,7 +18,6 @@ from reshard.engine.verify_entries import NONE, Known
 from reshard.engine.verify_rows import FIX, TensorComparison, announced, differs
 from reshard.engine.verify_small import Alike, Region, SmallComparison
 from reshard.errors import BugError, DataError
-from reshard.plan.columns import SCATTERED
 from reshard.plan.runs import SMALL_BYTES
 
 if TYPE_CHECKING:
@@ -35,9 +34,9 @@ if TYPE_CHECKING:
     from reshard.plan.runs import Flags
     from reshard.storage.protocol import Reader
 
-_MANY = 8  # the small tensors of a group are compared together if there are at least this many
-# and if each has at most this many pieces, because those of all groups are in memory.
-_MOST_PIECES = 256
+# The small tensors of a group are compared together if there are at least so many of them, and each has at most so many pieces.
+# The pieces of all groups are in memory.
+_MANY, _MOST_PIECES = 8, 256
 
 
 def check_file(  # noqa: PLR0913 - the file, the source, and how to compare them
@@ -85,8 +84,7 @@ def check_file(  # noqa: PLR0913 - the file, the source, and how to compare them
         each = Alike.of(plan.groups[position], _regions(written, plan.tensors[int(small[first])], local, model, held))
         if len(each.pieces) <= _MOST_PIECES:
             alike[position] = each
-        else:
-            is_small &= plan.group_of != position
+    is_small &= np.isin(plan.group_of, [*alike])
     small = np.flatnonzero(is_small)
     comparisons = [compared(number) for number in np.flatnonzero((positions != NONE) & ~is_small).tolist()]
     for number in SmallComparison(written, plan, files, held, alike).differing(small, entries.offsets[positions[small]]):
@@ -138,11 +136,7 @@ def _together(plan: RankPlan) -> Flags:
 def _are_many(plan: RankPlan, group: TensorGroup) -> bool:
     """Return whether the tensors of a group are compared together: if they are small, and there are at least `_MANY`."""
     is_small = max(group.nbytes, group.written_nbytes) <= SMALL_BYTES
-    if not is_small or len(group.numbers) < _MANY:
-        return False
-    if group.kind.placement is not None:  # each shard is one range of a file
-        return True
-    return all((plan.offsets(group, overlap) != SCATTERED).all() for overlap in range(len(group.ranks)))
+    return is_small and len(group.numbers) >= _MANY and bool(plan.are_contiguous(group).all())
 
 
 def _regions(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, overload
 import numpy as np
 
 from reshard.checkpoint.dtypes import DTYPES
+from reshard.plan.columns import SCATTERED
 from reshard.plan.replicas import shard_entry
 from reshard.plan.runs import SMALL_BYTES, most_fetched, small_tensors, table_of
 
@@ -169,6 +170,14 @@ class RankPlan:
         numbers = group.numbers[at].tolist()
         shards = map(attrgetter("shards"), map(self.parameters.__getitem__, numbers))
         return np.fromiter((each.offsets[copy] for each in shards), np.int64, len(numbers))
+
+    def are_contiguous(self, group: TensorGroup) -> Flags:
+        """Return which tensors of a group are one range of bytes in each source file, as all shards are that metadata locates."""
+        found = np.ones(len(group.numbers), np.bool_)
+        if group.positions:
+            for overlap in range(len(group.ranks)):
+                found &= self.offsets(group, overlap) != SCATTERED
+        return found
 
     def entry(self, group: TensorGroup, overlap: int, at: int) -> TensorEntry:
         """Return the entry of a group's tensor in the source file of an overlap."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from reshard.layout.box import contiguous_runs
-from reshard.plan.columns import SCATTERED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -78,11 +77,7 @@ def small_tensors(plan: RankPlan) -> Flags:
     found = np.zeros(len(plan.parameters), np.bool_)
     for group in plan.groups:
         if group.table is not None:
-            found[group.numbers] = True
-            if group.kind.placement is not None:  # each shard is one range of a file
-                continue
-            for overlap in range(len(group.ranks)):
-                found[group.numbers] &= plan.offsets(group, overlap) != SCATTERED
+            found[group.numbers] = plan.are_contiguous(group)
     return found
 
 
