@@ -101,8 +101,8 @@ class Transforms:
         return done.stdout
 
     def create(self, name: str, spec: dict[str, Any]) -> None:
-        """Apply a resource."""
-        self.custom.create_namespaced_custom_object(*self.where, document(name, spec))
+        """Create a resource; the API server must know all its fields."""
+        self.custom.create_namespaced_custom_object(*self.where, document(name, spec), field_validation="Strict")
 
     def secret(self, name: str, entries: Mapping[str, bytes]) -> None:
         """Create a Secret, or change entries of the existing one."""
