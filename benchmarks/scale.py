@@ -29,7 +29,7 @@ from simulated_transforms import all_ended, execution, status_writes, usage
 from transforms_on_cluster import Stage, install
 
 from cluster import simulated
-from reshard_operator.jobs import LABEL_STEP
+from reshard_operator.labels import LABEL_STEP
 
 _PATIENCE = 3600.0
 _NODES = 20

@@ -13,8 +13,9 @@ import aiohttp
 from kubernetes.aio import client, config
 
 from reshard.spec.resource import API_VERSION, KIND
-from reshard_operator import jobs
+from reshard_operator import rivals
 from reshard_operator.decision import Action, Create, Patch
+from reshard_operator.labels import ANNOTATION_TRANSFORM, LABEL_STEP, LABEL_TRANSFORM
 from reshard_operator.objects import Event, Job, Object, Pod
 from reshard_operator.observation import Observation, Transform
 
@@ -100,9 +101,9 @@ class Cluster:
         own, others = await self._jobs(transform)
         seen = Observation.of(transform, now, own)
         pods, writing = await self._pods(transform, now, seen.jobs)
-        rivals = tuple(dict.fromkeys((*writing, *jobs.rivals(seen, others))))
+        found = tuple(dict.fromkeys((*writing, *rivals.among(seen, others))))
         events = await self._events(transform, now, seen.jobs, pods)
-        return replace(seen, pods=tuple(pods), rivals=rivals, events=tuple(events))
+        return replace(seen, pods=tuple(pods), rivals=found, events=tuple(events))
 
     async def act(self, transform: Transform, action: Action) -> None:
         """Execute one action. Conflicting changes are left to the next observation.
@@ -204,30 +205,30 @@ class Cluster:
     async def _jobs(self, transform: Transform) -> tuple[list[Job], list[Job]]:
         """Return the Jobs of a transform, and those of other transforms with the same target."""
         place = _jobs_path(transform.namespace)
-        target = jobs.rivals_selector(transform.spec) if transform.spec is not None else ""
-        own = f"{jobs.LABEL_TRANSFORM}={transform.uid}"
+        target = rivals.selector(transform.spec) if transform.spec is not None else ""
+        own = f"{LABEL_TRANSFORM}={transform.uid}"
         found = [Job(item) for item in await self._list(place, target or own)]
         mine = [job for job in found if job.owner == transform.uid]
-        return mine, [job for job in found if job.label(jobs.LABEL_TRANSFORM) != transform.uid]
+        return mine, [job for job in found if job.label(LABEL_TRANSFORM) != transform.uid]
 
     async def _pods(self, transform: Transform, now: datetime, current: dict[str, Job]) -> tuple[list[Pod], list[str]]:
         if transform.spec is None or transform.ended:
             return [], []
         place = f"/api/v1/namespaces/{transform.namespace}/pods"
-        own = f"{jobs.LABEL_TRANSFORM}={transform.uid}"
+        own = f"{LABEL_TRANSFORM}={transform.uid}"
         pods: list[Pod] = []
         if untold := [step for step in ("plan", "commit", "transform") if step in current and not transform.knows(step)]:
-            pods += map(Pod, await self._list(place, f"{own},{jobs.LABEL_STEP} in ({','.join(untold)})"))
+            pods += map(Pod, await self._list(place, f"{own},{LABEL_STEP} in ({','.join(untold)})"))
         if any(_works(current[step], pods) for step in untold):  # no other Job is created meanwhile
             return pods, []
         if (job := current.get("ranks")) is not None:
-            return pods + await self._pods_of_ranks(place, f"{own},{jobs.LABEL_STEP}=ranks", now, job, current), []
+            return pods + await self._pods_of_ranks(place, f"{own},{LABEL_STEP}=ranks", now, job, current), []
         # Pods of earlier attempts and of other transforms may still write: wait for them.
         pods += map(Pod, await self._list(place, own, _ALIVE, _MOST_WAITING))
-        same = f"{jobs.rivals_selector(transform.spec)},{jobs.LABEL_TRANSFORM}!={transform.uid}"
-        writing = f"{same},{jobs.LABEL_STEP} in (ranks,commit,transform)"
+        same = f"{rivals.selector(transform.spec)},{LABEL_TRANSFORM}!={transform.uid}"
+        writing = f"{same},{LABEL_STEP} in (ranks,commit,transform)"
         alive = map(Pod, await self._list(place, writing, _ALIVE, _MOST_WAITING))
-        return pods, [f"CheckpointTransform {pod.annotation(jobs.ANNOTATION_TRANSFORM)} (pod {pod.name})" for pod in alive]
+        return pods, [f"CheckpointTransform {pod.annotation(ANNOTATION_TRANSFORM)} (pod {pod.name})" for pod in alive]
 
     async def _pods_of_ranks(self, place: str, labels: str, now: datetime, job: Job, current: dict[str, Job]) -> list[Pod]:
         """Return some pods of the ranks step: why it does not progress, why it failed, or the report of the commit."""

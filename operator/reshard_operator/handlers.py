@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import kopf
 
-from reshard_operator import jobs
 from reshard_operator.cluster import GROUP, PLURAL, VERSION
+from reshard_operator.labels import ANNOTATION_TRANSFORM, LABEL_MANAGED_BY, MANAGED_BY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +51,7 @@ def registry(config: Config, reconciler: Reconciler, server: str) -> kopf.Operat
         settings.posting.enabled = False
         settings.networking.error_backoffs = EndlessBackoffs()
         settings.watching.server_timeout = 300
-        settings.watching.label_selectors["jobs.v1.batch"] = f"{jobs.LABEL_MANAGED_BY}={jobs.MANAGED_BY}"
+        settings.watching.label_selectors["jobs.v1.batch"] = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
 
     @kopf.on.login(registry=handlers)
     def log_in(**known: Any) -> kopf.ConnectionInfo | None:
@@ -67,7 +67,7 @@ def registry(config: Config, reconciler: Reconciler, server: str) -> kopf.Operat
 
     @kopf.on.event("batch", "v1", "jobs", registry=handlers)
     async def job_changed(namespace: str | None, annotations: kopf.Annotations, **_: Any) -> None:
-        name = annotations.get(jobs.ANNOTATION_TRANSFORM)
+        name = annotations.get(ANNOTATION_TRANSFORM)
         if name:
             reconciler.enqueue(namespace or "", name)
 

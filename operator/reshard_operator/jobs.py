@@ -1,45 +1,44 @@
-"""Manifests of a transform's Jobs as dicts, and conflicts with Jobs of other transforms. The functions perform no I/O."""
+"""Manifests of a transform's Jobs as dicts. The functions perform no I/O."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import msgspec
 
 from reshard.spec.mounts import mounts
 from reshard.spec.places import SPEC
 from reshard.spec.resource import API_VERSION, KIND
+from reshard_operator.labels import (
+    ANNOTATION_ATTEMPT,
+    ANNOTATION_CREATED,
+    ANNOTATION_SPEC,
+    ANNOTATION_TRANSFORM,
+    LABEL_MANAGED_BY,
+    LABEL_QUEUE,
+    LABEL_STAGE,
+    LABEL_STEP,
+    LABEL_TARGET,
+    LABEL_TRANSFORM,
+    MANAGED_BY,
+)
 from reshard_operator.objects import CONTAINER, Object
-from reshard_operator.observation import QUEUE_LABEL, job_name, ranks_of
+from reshard_operator.observation import job_name, ranks_of
+from reshard_operator.rivals import stage_label, target_label
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from reshard.spec.execution import PodTemplateSpec
     from reshard.spec.messages import PlanMessage
     from reshard.spec.mounts import Volume
     from reshard.spec.resource import TransformSpec
     from reshard_operator.config import Config
-    from reshard_operator.objects import Job
-    from reshard_operator.observation import Observation, Transform
+    from reshard_operator.observation import Transform
 
-MANAGED_BY = "reshard-operator"
-LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
-LABEL_TRANSFORM = "reshard.dev/transform-uid"
-LABEL_TARGET = "reshard.dev/target"
-LABEL_STEP = "reshard.dev/step"
-LABEL_STAGE = "reshard.dev/stage"
-ANNOTATION_TRANSFORM = "reshard.dev/transform"
-ANNOTATION_ATTEMPT = "reshard.dev/attempt"
-ANNOTATION_SPEC = "reshard.dev/spec-digest"
-ANNOTATION_CREATED = "reshard.dev/transform-created"
 # Exit codes of docs/architecture.md. A pod with any other code is retried, within the limit.
 _REQUEST_IS_WRONG = (2, 77, 78)
 _DATA_IS_WRONG = (65, 66, 70)
-_NO_STAGE = "all"
 _GRACE_SECONDS = 30
 # Requests of the pods that start before the plan states a bound. They have no limit, because no amount is known to be enough for
 # every checkpoint. docs/operations.md lists the measured amounts.
@@ -50,63 +49,6 @@ _SPEC_KEY = "spec.json"
 _TRACEPARENT = "TRACEPARENT"
 # A character takes at most 4 bytes in a ConfigMap, which holds 1 MiB, and 12 in a request, which holds 3 MiB.
 _MOST_CHARACTERS = 192 << 10
-
-
-def target_label(spec: TransformSpec) -> str:
-    """Return a key that is equal for transforms with the same target."""
-    claim, bucket = spec.target.storage.persistent_volume_claim, spec.target.storage.s3
-    place = f"{claim.claim_name}\0{claim.path}" if claim is not None else ""
-    if bucket is not None:
-        place = f"{_server(bucket.endpoint)}\0{bucket.bucket}\0{bucket.prefix}"
-    return hashlib.sha256(place.encode()).hexdigest()[:32]
-
-
-def stage_label(spec: TransformSpec) -> str:
-    """Return a label that identifies the stage, for transforms that write the stages of one checkpoint."""
-    if not spec.target.kind.one_stage:
-        return _NO_STAGE
-    return hashlib.sha256(msgspec.json.encode(spec.source, order="deterministic")).hexdigest()[:32]
-
-
-def rivals_selector(spec: TransformSpec) -> str:
-    """Return the label selector of conflicting Jobs and pods. Stages of one checkpoint do not conflict with each other."""
-    same = f"{LABEL_TARGET}={target_label(spec)}"
-    return f"{same},{LABEL_STAGE} in ({_NO_STAGE},{stage_label(spec)})" if spec.target.kind.one_stage else same
-
-
-def rivals(seen: Observation, others: Iterable[Job]) -> tuple[str, ...]:
-    """Return descriptions of the Jobs of other transforms that occupy the target of a transform."""
-    single = seen.jobs.get("transform")
-    writes = single is not None and not single.ended
-    return tuple(
-        f"CheckpointTransform {job.annotation(ANNOTATION_TRANSFORM)} (Job {job.name})"
-        for job in others
-        if holds_target(job, seen.transform, writes=writes)
-    )
-
-
-def holds_target(job: Job, transform: Transform, *, writes: bool = False) -> bool:
-    """Return whether a Job of another transform occupies the target, so that this transform must wait.
-
-    A transform occupies the target from the creation of the Job that writes its ranks until it has ended, even while it is
-    suspended. The Job then has a TTL. If two transforms start at the same time, the one that was created first starts, or, if
-    this transform already has a Job that `writes`, continues. A Job without an owner occupies the target only while it runs:
-    if it is suspended, only a queue resumes it.
-    """
-    if not job.owner and job.suspended and not job.label(QUEUE_LABEL):
-        return False
-    underway = bool(job.owner) and "ttlSecondsAfterFinished" not in job.spec
-    if job.label(LABEL_STEP) != "plan" and underway and not writes:
-        return True
-    older = (job.annotation(ANNOTATION_CREATED), job.label(LABEL_TRANSFORM)) < (transform.created, transform.uid)
-    return not job.ended and older
-
-
-def _server(endpoint: str | None) -> str:
-    """Return the canonical name of a server for any form of its URL."""
-    url = urlsplit(endpoint or "https://s3.amazonaws.com")
-    usual = {"http": 80, "https": 443}.get(url.scheme)
-    return f"{url.hostname}:{url.port or usual}{url.path.rstrip('/')}"
 
 
 def spec_digest(spec: TransformSpec) -> str:
@@ -176,7 +118,7 @@ def _limit(job: Object, transform: Transform) -> None:
     if deadline is not None:
         job["spec"]["activeDeadlineSeconds"] = deadline
     if transform.queue:  # Kueue starts it when there is room
-        job["metadata"]["labels"][QUEUE_LABEL] = transform.queue
+        job["metadata"]["labels"][LABEL_QUEUE] = transform.queue
         job["spec"]["suspend"] = True
 
 

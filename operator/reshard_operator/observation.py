@@ -11,6 +11,7 @@ from reshard.errors import ReshardError
 from reshard.spec.messages import CommitMessage, PlanMessage, TransformMessage, UnreadableMessageError
 from reshard.spec.ranks import format_ranks, ranks_to_write
 from reshard.spec.resource import TransformSpec, parse_spec
+from reshard_operator.labels import LABEL_QUEUE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from reshard.spec.messages import M
     from reshard_operator.objects import Event, Job, Object, Pod
 
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 STEPS = ("plan", "ranks", "commit", "transform")
 # Number of runs of a step whose result cannot be read.
 MOST_RUNS = 3
@@ -87,7 +87,7 @@ class Transform:
             resource_version=metadata["resourceVersion"],
             created=metadata.get("creationTimestamp", ""),
             deleting="deletionTimestamp" in metadata,
-            queue=metadata.get("labels", {}).get(QUEUE_LABEL, ""),
+            queue=metadata.get("labels", {}).get(LABEL_QUEUE, ""),
             spec=spec,
             problem=problem,
             attempt=_attempt(resource),

@@ -19,8 +19,9 @@ from reshard.spec.messages import CommitMessage, PlanMessage, RanksMessage, Tran
 from reshard.spec.ranks import Grouping
 from reshard_operator import diagnosis, jobs
 from reshard_operator.decision import Create, Decision, Delete, Patch
+from reshard_operator.labels import ANNOTATION_SPEC, LABEL_QUEUE
 from reshard_operator.objects import CONTAINER
-from reshard_operator.observation import MOST_RUNS, QUEUE_LABEL, as_text, ranks_of
+from reshard_operator.observation import MOST_RUNS, as_text, ranks_of
 from reshard_operator.status import Phase, State, all_done, build, plan_details, rank_details
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def reconcile(seen: Observation, config: Config) -> Decision:
         # CRD and operator have different versions during an upgrade, so the spec may be readable later: wait.
         known = transform.status.get("phase") if transform.status.get("attempt") == transform.attempt else None
         return _set_status(seen, State(Phase(known or Phase.PENDING), "InvalidSpec", transform.problem), None, None)
-    if any(job.annotation(jobs.ANNOTATION_SPEC) != jobs.spec_digest(spec) for job in seen.jobs.values()):
+    if any(job.annotation(ANNOTATION_SPEC) != jobs.spec_digest(spec) for job in seen.jobs.values()):
         return _fail(
             seen,
             "SpecChanged",
@@ -179,7 +180,7 @@ def _step(seen: Observation, spec: TransformSpec, step: str, manifest: Object, d
     if spec.suspend:
         ending = replace(doing, reason="Suspending", message="waiting for pods to terminate")
         return _set_status(seen, ending, details, _REQUEUE_SECONDS, *actions)
-    if job.suspended and (queue := job.label(QUEUE_LABEL)):
+    if job.suspended and (queue := job.label(LABEL_QUEUE)):
         queued = replace(doing, reason="Queued", message=f"waiting for the queue {queue}")
         return _set_status(seen, queued, details, None, *actions)
     trouble = diagnosis.waiting_for(seen, job, doing.phase)
@@ -243,7 +244,7 @@ def _busy(seen: Observation, phase: Phase) -> State:
 def _adjust(spec: TransformSpec, step: str, job: Job, manifest: Object) -> tuple[Patch, ...]:
     """Return the changes of mutable fields of a Job. For a queued Job, Kueue controls suspension and parallelism."""
     wanted: Object = {}
-    queued = bool(job.label(QUEUE_LABEL))
+    queued = bool(job.label(LABEL_QUEUE))
     if bool(job.spec.get("suspend")) != spec.suspend and (spec.suspend or not queued):
         wanted["suspend"] = spec.suspend
     if step == "ranks":

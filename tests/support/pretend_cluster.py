@@ -9,9 +9,10 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from reshard.spec.messages import MESSAGE_VERSION
-from reshard_operator import jobs
+from reshard_operator import rivals
 from reshard_operator.config import Config
 from reshard_operator.decision import Create, Decision, Delete
+from reshard_operator.labels import LABEL_STEP
 from reshard_operator.objects import CONTAINER, Event, Job, Pod
 from reshard_operator.observation import Observation, Transform
 from reshard_operator.reconcile import reconcile, refused
@@ -127,7 +128,7 @@ class PretendCluster:
         found = [Job(copy.deepcopy(job)) for job in self.jobs.values()]
         pods = tuple(Pod(copy.deepcopy(pod)) for pod in self.pods)
         seen = Observation.of(transform, self.now, found)
-        return replace(seen, pods=pods, rivals=jobs.rivals(seen, map(Job, self.others)), events=tuple(self.events))
+        return replace(seen, pods=pods, rivals=rivals.among(seen, map(Job, self.others)), events=tuple(self.events))
 
     def decide(self) -> Decision:
         """Return the operator's current decision."""
@@ -252,7 +253,7 @@ class PretendCluster:
         )
 
     def _end(self, pod: dict[str, Any]) -> None:
-        code, message = self.outcome(Pod(pod).label(jobs.LABEL_STEP), Pod(pod).index)
+        code, message = self.outcome(Pod(pod).label(LABEL_STEP), Pod(pod).index)
         pod["status"] = {
             "phase": "Failed" if code else "Succeeded",
             "containerStatuses": [

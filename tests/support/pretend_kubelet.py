@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kubernetes import client
 from pretend_cluster import COMMIT, PLAN, RANKS, TRANSFORM
 
-from reshard_operator.jobs import LABEL_STEP
+from reshard_operator.labels import LABEL_STEP
 from reshard_operator.objects import CONTAINER
 
 if TYPE_CHECKING:

@@ -20,8 +20,10 @@ from reshard.spec.ranks import Grouping
 from reshard.spec.resource import parse_spec
 from reshard_operator import jobs
 from reshard_operator.config import load
+from reshard_operator.labels import LABEL_STEP, LABEL_TARGET
 from reshard_operator.objects import CONTAINER, Pod
 from reshard_operator.observation import MOST_RUNS, Transform, job_name
+from reshard_operator.rivals import selector, target_label
 
 PLANNED = msgspec.convert(PLAN, PlanMessage)
 
@@ -169,9 +171,7 @@ def test_keys_of_buckets_reach_the_pods_that_need_them_and_no_text() -> None:
     assert secrets == {"plan": both, "ranks": both, "commit": ["target-keys"]}
     mounted = {mount["mountPath"]: mount["readOnly"] for mount in pod_of(commit)["containers"][0]["volumeMounts"]}
     assert mounted == {"/credentials/target": True, "/certificates/target": True, "/spec": True}
-    assert jobs.target_label(parse_spec(resource(**with_buckets())["spec"], "x")) != jobs.target_label(
-        parse_spec(resource()["spec"], "x")
-    )
+    assert target_label(parse_spec(resource(**with_buckets())["spec"], "x")) != target_label(parse_spec(resource()["spec"], "x"))
 
 
 def test_pods_are_restricted_and_have_no_token() -> None:
@@ -267,7 +267,7 @@ def test_defaults_that_are_written_out_do_not_change_the_digest() -> None:
 def test_a_bucket_is_one_place_however_its_server_is_written(endpoint: str) -> None:
     def label(written: str) -> str:
         target = {"storage": {"s3": {"bucket": "abc", "endpoint": written}}}
-        return jobs.target_label(parse_spec(resource(target=target)["spec"], "x"))
+        return target_label(parse_spec(resource(target=target)["spec"], "x"))
 
     assert label(endpoint) == label("https://s3.x")
     assert label(endpoint) != label("http://s3.x")
@@ -280,10 +280,10 @@ def test_parts_of_one_checkpoint_do_not_conflict() -> None:
         source = {"storage": {"persistentVolumeClaim": {"claimName": "claim"}}, "strategy": {"path": strategy}}
         changed = resource(source=source, target=resource()["spec"]["target"] | {"output": output})
         made = jobs.plan_job(Transform.parse(changed), CONFIG)
-        return made["metadata"]["labels"], jobs.rivals_selector(parse_spec(changed["spec"], "x"))
+        return made["metadata"]["labels"], selector(parse_spec(changed["spec"], "x"))
 
     (one, by_one), (other, by_other), (whole, by_whole) = labels("stage_0"), labels("stage_1"), labels("x", "PerRank")
-    assert one[jobs.LABEL_TARGET] == other[jobs.LABEL_TARGET] == whole[jobs.LABEL_TARGET]
+    assert one[LABEL_TARGET] == other[LABEL_TARGET] == whole[LABEL_TARGET]
     assert selected(by_one, one, other, whole) == [True, False, True]
     assert selected(by_other, one, other, whole) == [False, True, True]
     assert selected(by_whole, one, other, whole) == [True, True, True]
@@ -306,7 +306,7 @@ def test_exit_codes_decide_about_retries() -> None:
 
 def test_overrides_add_and_do_not_replace() -> None:
     template = {
-        "labels": {"team": "x", jobs.LABEL_STEP: "forged"},
+        "labels": {"team": "x", LABEL_STEP: "forged"},
         "env": [
             {"name": "RESHARD_OWNER", "value": "forged"},
             {"name": "JOB_COMPLETION_INDEX", "value": "0"},
@@ -318,7 +318,7 @@ def test_overrides_add_and_do_not_replace() -> None:
     }
     job = ranks_job(execution={"podTemplate": template})
     labels = job["spec"]["template"]["metadata"]["labels"]
-    assert (labels["team"], labels[jobs.LABEL_STEP]) == ("x", "ranks")
+    assert (labels["team"], labels[LABEL_STEP]) == ("x", "ranks")
     assert "JOB_COMPLETION_INDEX" not in variables(job)
     assert (variables(job)["RESHARD_OWNER"], variables(job)["MINE"]) == ("11112222-aaaa", "1")
     pod = pod_of(job)

@@ -15,10 +15,11 @@ from pretend_cluster import COMMIT, CONFIG, PLAN, PretendCluster, committing, co
 
 from reshard.errors import documentation
 from reshard_operator.decision import Create, Delete, Patch
-from reshard_operator.jobs import ANNOTATION_CREATED, holds_target
+from reshard_operator.labels import ANNOTATION_CREATED, LABEL_QUEUE
 from reshard_operator.objects import Job, Pod
-from reshard_operator.observation import QUEUE_LABEL, Transform
+from reshard_operator.observation import Transform
 from reshard_operator.reconcile import reconcile, refused
+from reshard_operator.rivals import holds_target
 from reshard_operator.status import event, only_counts_differ
 
 if TYPE_CHECKING:
@@ -291,7 +292,7 @@ def test_an_orphan_that_is_suspended_does_not_hold_the_target() -> None:
     assert holds_target(Job(raw), transform)  # a pod may still write
     raw["status"] = suspended
     assert not holds_target(Job(raw), transform)
-    raw["metadata"]["labels"][QUEUE_LABEL] = "gpus"
+    raw["metadata"]["labels"][LABEL_QUEUE] = "gpus"
     assert holds_target(Job(raw), transform)  # Kueue may still admit it
 
 

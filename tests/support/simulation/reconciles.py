@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 from pretend_cluster import CONFIG, PretendCluster, committing, resource
 
-from reshard_operator import jobs, worker
+from reshard_operator import rivals, worker
 from reshard_operator.cluster import ApiError
 from reshard_operator.decision import Decision
 from reshard_operator.objects import Job, Pod
@@ -77,7 +77,7 @@ class Api:
         pods = tuple(Pod(copy.deepcopy(pod)) for pod in self._past(name).pods)
         self.read = hash((self.read, json.dumps(self._past(name).pods, sort_keys=True)))
         seen = Observation.of(transform, past.now, own)
-        return replace(seen, pods=pods, rivals=jobs.rivals(seen, others))
+        return replace(seen, pods=pods, rivals=rivals.among(seen, others))
 
     def _past(self, name: str) -> PretendCluster:
         known = [*self.history.get(name, ()), self.clusters[name]]
