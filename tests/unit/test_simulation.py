@@ -33,6 +33,7 @@ NAMES = (
     "a replacement, twice",
     "two replacements",
     "verified files",
+    "equal files",
     "two stages",
     "a stage, twice",
 )
@@ -52,6 +53,13 @@ def scenario(sources: Path, kind: str, name: str) -> Scenario:
 def test_no_schedule_makes_a_wrong_target(sources: Path, kind: str, name: str) -> None:
     counts = explore(scenario(sources, kind, name).simulate, bound=2, most=SCHEDULES)
     assert counts.schedules > 1
+
+
+def test_the_file_of_another_run_is_not_linked(sources: Path) -> None:
+    """A process pauses before it links a file that another run then replaces, or after it."""
+    linked = scenario(sources, "folder", "equal files")
+    repeat(linked.simulate, r"A before link rank_0.*: pause B")
+    repeat(linked.simulate, r"A before open .*/tmp/rank_1.*: pause B")
 
 
 # Defects that the exploration found, each with the schedule that showed it.

@@ -177,17 +177,17 @@ class _Queue:
         """Add work, which must not raise an error."""
         with self._lock:
             self._waiting.append(work)
-            if not self._runs:
-                self._runs = True
-                self._pool.submit(self._run)
+            idle, self._runs = not self._runs, True
+        if idle:
+            self._pool.submit(self._run)
 
     def _run(self) -> None:
         """Do the next piece of work, and let other queues go first before the one after it."""
         self._waiting.popleft()()
         with self._lock:
-            self._runs = bool(self._waiting)
-            if self._runs:
-                self._pool.submit(self._run)
+            again = self._runs = bool(self._waiting)
+        if again:
+            self._pool.submit(self._run)
 
 
 class _Output:

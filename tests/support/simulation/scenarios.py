@@ -52,6 +52,7 @@ def scenarios(folder: Path, kind: Kind) -> dict[str, Scenario]:
     old = request_of(one, format="Safetensors")
     verified = request_of(one, verification="Full")
     stages = _stages(folder / "stages")
+    equal = request_of(_written(folder / "equal", model(1, replicas=True)), link_replicas="HardLink", overwrite="Replace")
     clock_steps = (61.0, -61.0)
     return {
         "the same task twice": Scenario(kind, (transform(first), transform(first)), (first,), clock_steps=clock_steps),
@@ -72,6 +73,7 @@ def scenarios(folder: Path, kind: Kind) -> dict[str, Scenario]:
             (request_of(one, verification="Full", overwrite="Replace"),),
             acceptable=((second,),),
         ),
+        "equal files": Scenario(kind, (transform(equal), transform(second_instead)), (equal,), acceptable=((second,),)),
         "two stages": Scenario(kind, tuple(map(transform, stages)), stages),
         "a stage, twice": Scenario(kind, tuple(map(transform, (*stages, stages[0]))), stages),
     }

@@ -262,9 +262,12 @@ class SimulatedFolder(_Simulated):
         return _Writer(keep, lambda _: self.move(temporary, path), lambda: self._forget(temporary), temporary)
 
     def _fill(self, path: str, content: bytes) -> None:
-        """Write to an open file, which may have been deleted."""
-        if path in self.world.files:
-            self._put(path, content)
+        """Write to an open file, which may have been deleted. This changes all of its links."""
+        if (before := self.world.files.get(path)) is None:
+            return
+        self._put(path, content)
+        for other in [other for other, file in self.world.files.items() if file is before]:
+            self.world.files[other] = self.world.files[path]
 
     def _forget(self, path: str) -> None:
         if path in self.world.files:
@@ -346,8 +349,24 @@ class SimulatedFolder(_Simulated):
         if (file := self.world.files.get(path)) is not None:
             self.world.files[path] = File(file.content, f"{file.version}+", self.world.now)
 
+    def can_link(self, folder: str, how: Link) -> bool:
+        del folder, how
+        return True
+
     def link(self, path: str, to: str, how: Link, *, temporary: str, mode: int | None) -> _Writer:
-        raise NotImplementedError
+        del mode
+
+        def act() -> bool:
+            if (original := self.world.files.get(path)) is None:
+                return False
+            self._put(temporary, original.content)
+            if how == "HardLink":
+                self.world.files[temporary] = original
+            return True
+
+        if not self._write(f"link {path} to {temporary}", act):
+            raise StorageError("WriteFailed", "no such file or directory", where=path, fix="retry")
+        return _Writer(lambda _: None, lambda _: self.move(temporary, to), lambda: self._forget(temporary), temporary)
 
     def abort_stale_uploads(self, paths: Iterable[str], *, silent: float) -> None:
         pass

@@ -41,10 +41,11 @@ TARGET = "/simulated/target"
 _PREPARE, _RETRYING = preflight.prepare, lock.Retrying
 
 
-def model(seed: int, target_ranks: int = 2) -> models.Model:
-    """Return a model of 2 ranks with one parameter, cut by rows."""
-    tensor = models.Tensor("w", "Int8", (4, 4), Cut((2,), ((0,), ())), 0, Cut((target_ranks,), ((0,), ())), 0)
-    return models.Model(2, 1, target_ranks, 1, (tensor,), seed, remove_redundancy=False)
+def model(seed: int, *, replicas: bool = False) -> models.Model:
+    """Return a model of 2 ranks with one parameter, cut by rows. The target ranks may be replicas instead."""
+    target = Cut((2,), ((), ()) if replicas else ((0,), ()))
+    tensor = models.Tensor("w", "Int8", (4, 4), Cut((2,), ((0,), ())), 0, target, 0)
+    return models.Model(2, 1, 2, 1, (tensor,), seed, remove_redundancy=False)
 
 
 def request_of(made: disk.Checkpoint, **options: Any) -> Request:
