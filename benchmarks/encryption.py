@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from rich.console import Console
 from rich.table import Table
 
-from reshard.checkpoint import ckpt, encryption
+from reshard.checkpoint import ckpt_output, encryption
 from reshard.checkpoint.blockcipher import cipher_of
 from reshard.checkpoint.output import OutputTensor
 from reshard.source.encrypted import DecryptingReader
@@ -46,7 +46,7 @@ def contestants(path: Path, mode: Mode) -> dict[str, tuple[Callable[[], None], C
     """Ours and the library's way to do one thing."""
     cipher = cipher_of(mode, KEY)
     plain = memoryview(bytearray(os.urandom(BLOCK)))
-    head = next(ckpt.pieces([OutputTensor("x", "UInt8", (BLOCK,), BLOCK)]))
+    head = next(ckpt_output.pieces([OutputTensor("x", "UInt8", (BLOCK,), BLOCK)]))
     assert isinstance(head, bytes)  # noqa: S101 - and no content yet
     plain[: len(head)] = head
     iv, block, into = bytes(16), memoryview(bytearray(BLOCK)), memoryview(bytearray(BLOCK + 32))

@@ -11,7 +11,7 @@ import pytest
 import rawfiles
 
 from reshard import Options, RenameRule, Request, transform_checkpoint
-from reshard.checkpoint import ckpt
+from reshard.checkpoint import ckpt_output
 from reshard.errors import DataError
 
 if TYPE_CHECKING:
@@ -112,11 +112,11 @@ def test_a_tensor_without_elements_is_kept_if_the_format_supports_it(copies: Cop
 def test_a_large_parameter_is_saved_in_mindspores_pieces(
     copies: Copies, oracle: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert oracle("limits") == ckpt.CHUNK_BYTES
+    assert oracle("limits") == ckpt_output.CHUNK_BYTES
     original = copies.samples / "pieces.ckpt"  # saved with pieces of 4 KiB
     pieces = [value.tag for value in rawfiles.Checkpoint.FromString(original.read_bytes()).value]
     assert pieces == ["before", "large", "large", "large", "large"]
-    monkeypatch.setattr(ckpt, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr(ckpt_output, "CHUNK_BYTES", 4096)
     made = copy(original, tmp_path / "pieces", "ckpt")
     assert made.read_bytes() == original.read_bytes()
     monkeypatch.undo()

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reshard import checkpoint
-from reshard.checkpoint import ckpt
+from reshard.checkpoint import ckpt, ckpt_output
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.output import OutputTensor, Span
 from reshard.errors import DataError
@@ -84,7 +84,7 @@ def test_a_tensor_without_elements_is_one_message() -> None:
     assert contents(content) == {"x": ("Float32", (0, 4), b""), "y": ("Int8", (1,), b"g")}
     tensors = [OutputTensor("x", "Float32", (0, 4), 0), OutputTensor("y", "Int8", (1,), 1)]
     assert laid_out(tensors, {"x": b"", "y": b"g"}) == content
-    assert ckpt.file_size(tensors, crc=False) == len(content)
+    assert ckpt_output.file_size(tensors, crc=False) == len(content)
 
 
 def test_text_has_as_many_elements_as_characters() -> None:
@@ -157,7 +157,7 @@ def test_the_crc_is_stripped_and_checked() -> None:
 def laid_out(tensors: list[OutputTensor], data: dict[str, bytes]) -> bytes:
     return b"".join(
         piece if isinstance(piece, bytes) else data[tensors[piece.tensor].name][piece.offset : piece.offset + piece.length]
-        for piece in ckpt.pieces(tensors)
+        for piece in ckpt_output.pieces(tensors)
     )
 
 
@@ -165,13 +165,13 @@ def test_written_bytes_equal_those_of_protobuf() -> None:
     tensors = [OutputTensor(n, rawfiles.TYPE_NAMES[a.dtype], a.shape, a.nbytes) for n, a in TENSORS.items()]
     content = laid_out(tensors, {n: a.tobytes() for n, a in TENSORS.items()})
     assert content == CONTENT
-    assert ckpt.file_size(tensors, crc=False) == len(content)
-    assert ckpt.file_size(tensors, crc=True) == len(content) + len(ckpt.crc_trailer(1))
+    assert ckpt_output.file_size(tensors, crc=False) == len(content)
+    assert ckpt_output.file_size(tensors, crc=True) == len(content) + len(ckpt_output.crc_trailer(1))
 
 
 def test_large_parameters_are_split_where_mindspore_splits_them() -> None:
     tensors = [OutputTensor("x", "UInt8", ((1 << 30) + 5,), (1 << 30) + 5)]
-    spans = [piece for piece in ckpt.pieces(tensors) if isinstance(piece, Span)]
+    spans = [piece for piece in ckpt_output.pieces(tensors) if isinstance(piece, Span)]
     assert spans == [Span(0, 0, 512 << 20), Span(0, 512 << 20, 512 << 20), Span(0, 1 << 30, 5)]
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors import TensorSpec, serialize
 
 from reshard import checkpoint
-from reshard.checkpoint import safetensors
+from reshard.checkpoint import safetensors, safetensors_output
 from reshard.checkpoint.crc import NamedContents, append_zeros
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.output import OutputTensor
@@ -58,9 +58,9 @@ def entry(dtype: str, shape: list[int], first: int, end: int) -> dict[str, Any]:
 
 def written(tensors: dict[str, np.ndarray], metadata: dict[str, str], crc: int | None = None) -> bytes:
     described = [OutputTensor(n, rawfiles.TYPE_NAMES[a.dtype], a.shape, a.nbytes) for n, a in tensors.items()]
-    described = [described[i] for i in safetensors.content_order(described)]
-    content = joined(safetensors.pieces(described, metadata, crc), [tensors[each.name] for each in described])
-    assert safetensors.file_size(described, metadata, crc=crc is not None) == len(content)
+    described = [described[i] for i in safetensors_output.content_order(described)]
+    content = joined(safetensors_output.pieces(described, metadata, crc), [tensors[each.name] for each in described])
+    assert safetensors_output.file_size(described, metadata, crc=crc is not None) == len(content)
     return content
 
 
@@ -105,8 +105,8 @@ def test_every_type_of_the_library_is_written_in_its_order() -> None:
     }
     theirs = serialize(specs)
     described = [OutputTensor(name, name, (1,), array.nbytes) for name, array in found.items()]
-    described = [described[i] for i in safetensors.content_order(described)]
-    pieces = safetensors.pieces(described, {}, None)
+    described = [described[i] for i in safetensors_output.content_order(described)]
+    pieces = safetensors_output.pieces(described, {}, None)
     ours = joined(pieces, [found[each.name] for each in described])
     assert contents(theirs) == {name: (name, (1,), array.tobytes()) for name, array in found.items()}
     assert ours == theirs
@@ -126,13 +126,15 @@ def test_int4_is_recognized_by_the_metadata() -> None:
     found = safetensors.read_header(reader(content)).structure
     assert found.metadata == METADATA
     assert found.tensors[0].dtype == "Int4"
-    again = b"".join(p for p in safetensors.pieces([OutputTensor("q", "Int4", (4,), 4)], METADATA, None) if isinstance(p, bytes))
+    again = b"".join(
+        p for p in safetensors_output.pieces([OutputTensor("q", "Int4", (4,), 4)], METADATA, None) if isinstance(p, bytes)
+    )
     assert contents(again + bytes(4)) == {"q": ("Int4", (4,), bytes(4))}
 
 
 def test_text_survives() -> None:
     tensor = OutputTensor("t", "str", (2,), 8)
-    header = b"".join(p for p in safetensors.pieces([tensor], METADATA, None) if isinstance(p, bytes))
+    header = b"".join(p for p in safetensors_output.pieces([tensor], METADATA, None) if isinstance(p, bytes))
     assert contents(header + "hé".encode("utf-32-le")) == {"t": ("str", (2,), "hé".encode("utf-32-le"))}
 
 
@@ -231,7 +233,7 @@ def test_a_malicious_header_does_not_exhaust_memory(begin: bytes, entry: bytes, 
 
 
 def test_a_header_above_the_limit_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(safetensors, "MAX_HEADER_BYTES", 100)
+    monkeypatch.setattr(safetensors_output, "MAX_HEADER_BYTES", 100)
     with pytest.raises(OutputError, match="HeaderTooLarge"):
         written(TENSORS, METADATA)
 

@@ -1,31 +1,27 @@
 """MindSpore's `.ckpt` format: protobuf messages `Checkpoint{Value{tag, TensorProto{dims, tensor_type, tensor_content}}}`.
 
-Contents are length-delimited, so the header is read by skipping them. (mindspore/ccsrc/utils/checkpoint.proto,
-mindspore/train/serialization.py)
+This module reads such files. Contents are length-delimited, so the header is read by skipping them.
+(mindspore/ccsrc/utils/checkpoint.proto, mindspore/train/serialization.py)
 """
 
 from __future__ import annotations
 
 from math import prod
 from sys import intern
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from zlib_ng import zlib_ng
 
 from reshard.checkpoint.blockcipher import mode_of
-from reshard.checkpoint.dtypes import BY_CKPT_NAME, DTYPES, OBJECT, STRING
+from reshard.checkpoint.dtypes import BY_CKPT_NAME, DTYPES, STRING
 from reshard.checkpoint.inventory import Header, Structure, TensorEntry
-from reshard.checkpoint.output import OutputDefaults, Span
 from reshard.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from reshard.checkpoint.inventory import RangeReader
-    from reshard.checkpoint.output import OutputTensor, Piece
 
-# MindSpore splits larger tensors over several messages, each of which a loader parses as a whole (SLICE_SIZE).
-CHUNK_BYTES = 512 << 20
 # More tensors than any model has, and few enough not to exhaust the memory.
 MAX_TENSORS = 1 << 20
 MAX_DIMENSIONS = 32
@@ -36,10 +32,9 @@ _MAX_LENGTH = (1 << 63) - 1  # of a dimension, which is an int64
 # All of a message except its content.
 LONGEST_HEAD = 2 * _MAX_NAME_BYTES
 
-_CRC_MARK = b"crc_num"
-_CRC_BYTES = 10
-_TRAILER_BYTES = len(_CRC_MARK) + _CRC_BYTES
-_TYPE_NAMES = {dtype.name: name.encode() for name, dtype in BY_CKPT_NAME.items()}
+CRC_MARK = b"crc_num"
+CRC_BYTES = 10
+TRAILER_BYTES = len(CRC_MARK) + CRC_BYTES
 
 # The minimum read size: the head of a message with a name of common length.
 _WINDOW = 8 << 10
@@ -56,11 +51,11 @@ def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None)
     """
     end = reader.size
     crc = None
-    if end >= _TRAILER_BYTES:
-        tail = reader.read(end - _TRAILER_BYTES, _TRAILER_BYTES)
-        if tail.startswith(_CRC_MARK):
-            crc = int.from_bytes(tail[len(_CRC_MARK) :], "big")
-            end -= _TRAILER_BYTES
+    if end >= TRAILER_BYTES:
+        tail = reader.read(end - TRAILER_BYTES, TRAILER_BYTES)
+        if tail.startswith(CRC_MARK):
+            crc = int.from_bytes(tail[len(CRC_MARK) :], "big")
+            end -= TRAILER_BYTES
     window = _Window(reader, end)
     _refuse_encrypted(reader, window)
     tensors: list[TensorEntry] = []
@@ -93,7 +88,7 @@ def begins(reader: RangeReader, head: bytes) -> bool:
         reader: reader of a file that is at least as long.
         head: start of its content, at least up to the first parameter's name, type and shape.
     """
-    if head.startswith(_CRC_MARK):
+    if head.startswith(CRC_MARK):
         return True
     try:
         _parse(_Cursor(reader, head, 0, 0), reader.size)
@@ -114,124 +109,13 @@ def crc_of(reader: RangeReader, structure: Structure) -> int:
 
 def crc_reads(size: int, structure: Structure) -> Iterator[tuple[int, int]]:
     """Yield the ranges that `crc_of` reads from a file of this length."""
-    end = size - _TRAILER_BYTES
+    end = size - TRAILER_BYTES
     return ((at, min(_BLOCK, end - at)) for at in range(0, end, _BLOCK))
 
 
 def in_order(structure: Structure) -> Sequence[TensorEntry]:
     """Return the tensors in the order of the file."""
     return structure.tensors
-
-
-def crc_trailer(crc: int) -> bytes:
-    """Return the trailer of a file: the CRC32 of its messages."""
-    return _CRC_MARK + crc.to_bytes(_CRC_BYTES, "big")
-
-
-def pieces(tensors: Sequence[OutputTensor]) -> Iterator[bytes | Span]:
-    """Yield a file of these tensors from its first byte to its last, without a CRC."""
-    for number, tensor in enumerate(tensors):
-        for offset, length in _chunks(tensor):
-            yield _head(tensor, length)
-            if length:
-                yield Span(number, offset, length)
-
-
-def file_size(tensors: Sequence[OutputTensor], *, crc: bool) -> int:
-    """Return the length of the file in bytes."""
-    messages = sum(len(_head(tensor, length)) + length for tensor in tensors for _, length in _chunks(tensor))
-    return messages + (_TRAILER_BYTES if crc else 0)
-
-
-class CkptFormat(OutputDefaults):
-    """The format as `reshard.formats.protocol.OutputFormat`."""
-
-    name: Final = "ckpt"
-    outputs = ("PerRank", "Stage", "Same")
-    crc: Final = "Trailer"
-    can_encrypt = True
-    can_be_empty = False
-    not_loaded = frozenset(dtype.name for dtype in DTYPES.values() if not dtype.loads_from_ckpt)
-
-    def path(self, rank: int, ranks: int, stem: str) -> str:
-        """Return the path of a rank's file."""
-        return f"{stem}.ckpt"
-
-    def can_hold(self, tensor: OutputTensor) -> bool:
-        """Return whether a file can hold a value, which must be a tensor.
-
-        A tensor of shape [0] is refused, because MindSpore loads it as a scalar without a value.
-
-        Raises:
-            DataError: MindSpore does not have the type.
-        """
-        if tensor.dtype == OBJECT:
-            return False
-        dtype = DTYPES[tensor.dtype]
-        if dtype.ckpt is None:
-            raise DataError(
-                "UnknownType",
-                f"a .ckpt file cannot contain the type {dtype.name}, because MindSpore has no equivalent",
-                where=f"parameter {tensor.name}",
-                fix="write safetensors files: --format safetensors (spec.target.format: Safetensors)"
-                if dtype.safetensors
-                else "save the checkpoint without this parameter",
-            )
-        return (tensor.whole or tensor.shape) != (0,)
-
-    def content_order(self, tensors: Sequence[OutputTensor]) -> Sequence[int]:
-        """Return the order of the tensors as it is."""
-        return range(len(tensors))
-
-    def pieces(
-        self,
-        tensors: Sequence[OutputTensor],
-        metadata: Mapping[str, str],
-        crc: int | None = None,
-    ) -> Iterator[Piece]:
-        """Yield a file without its CRC."""
-        return pieces(tensors)
-
-    def file_size(self, tensors: Sequence[OutputTensor], metadata: Mapping[str, str], *, crc: bool = False) -> int:
-        """Return the length of a file in bytes."""
-        return file_size(tensors, crc=crc)
-
-    def trailer(self, crc: int) -> bytes:
-        """Return the bytes at the end of a file with a CRC."""
-        return crc_trailer(crc)
-
-    def entries(
-        self, reader: RangeReader, tensors: Iterable[OutputTensor], seen: dict[bytes, Structure] | None = None
-    ) -> tuple[TensorEntry, ...]:
-        """Return the tensors that a finished file describes."""
-        return read_header(reader).structure.tensors
-
-
-CKPT = CkptFormat()
-
-
-def _chunks(tensor: OutputTensor) -> Iterator[tuple[int, int]]:
-    for offset in range(0, max(tensor.nbytes, 1), CHUNK_BYTES):  # a tensor without elements also has a message
-        yield offset, min(CHUNK_BYTES, tensor.nbytes - offset)
-
-
-def _head(tensor: OutputTensor, length: int) -> bytes:
-    """Return a message up to its content."""
-    dims = (0,) if tensor.dtype == STRING else tensor.shape
-    kind = _TYPE_NAMES[tensor.dtype]
-    proto = b"".join(b"\x08" + _varint(n) for n in dims) + b"\x12" + _varint(len(kind)) + kind + b"\x1a" + _varint(length)
-    tag = tensor.name.encode()
-    value = b"\x0a" + _varint(len(tag)) + tag + b"\x12" + _varint(len(proto) + length) + proto
-    return b"\x0a" + _varint(len(value) + length) + value
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
 
 
 class _Window:

@@ -63,8 +63,8 @@ _OWN = {
 }
 # By the values of `Options.format`. Imported only when they are needed.
 _OWN_OUTPUT = {
-    "Ckpt": "reshard.checkpoint.ckpt:CKPT",
-    "Safetensors": "reshard.checkpoint.safetensors:SAFETENSORS",
+    "Ckpt": "reshard.checkpoint.ckpt_output:CKPT",
+    "Safetensors": "reshard.checkpoint.safetensors_output:SAFETENSORS",
     "HuggingFace": "reshard.formats.huggingface.write:HUGGING_FACE",
     "TorchDcp": "reshard.formats.torch.write:DCP",
     "TorchSafetensors": "reshard.formats.torch.sharded:SHARDED_OUTPUT",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from reshard.checkpoint.dtypes import DTYPES, OBJECT
-from reshard.checkpoint.safetensors import SafetensorsFormat
+from reshard.checkpoint.safetensors_output import SafetensorsFormat
 from reshard.checkpoint.unified import HF_INDEX_NAME, single_file_of
 from reshard.errors import DataError
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from reshard.checkpoint.safetensors import SafetensorsFormat, file_size, pieces, read_header
+from reshard.checkpoint.safetensors import read_header
+from reshard.checkpoint.safetensors_output import SafetensorsFormat, file_size, pieces
 from reshard.errors import DataError
 from reshard.formats.detection import SHARD
 from reshard.formats.huggingface.write import HUGGING_FACE, METADATA
