@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 from reshard.cli import console
-from reshard.cli.commands import cli, complete
+from reshard.cli.commands import cli
+from reshard.cli.shells import complete
 from reshard.errors import ReshardError, StorageError, UsageError, printable
 from reshard.progress import Cancellation, CancelledError
 
@@ -60,7 +61,7 @@ def program(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    if (done := complete()) is not None:
+    if (done := complete(cli)) is not None:
         return done
     gc.set_threshold(_COLLECTED_OBJECTS)
     # numpy starts a thread of OpenBLAS for each CPU, which takes half of numpy's time to start. Nothing here multiplies matrices.

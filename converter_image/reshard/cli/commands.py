@@ -7,20 +7,11 @@ The library is imported when a command runs, so that help, completion and `--ver
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import (
-    CompletionItem,
-    FishComplete,
-    ZshComplete,
-    add_completion_class,
-    get_completion_class,
-    shell_complete,
-)
 
-from reshard.cli import console
+from reshard.cli import console, shells
 from reshard.cli.arguments import DIRECTORY, PATH, directories, encryption_of, rank_in, request_of, storage_options_of, text_of
 from reshard.cli.help import OTHER, READ, WRITE, Group, Option
 from reshard.cli.layouts import layout
@@ -37,7 +28,6 @@ if TYPE_CHECKING:
     from reshard.telemetry import LogFormat
     from reshard.transform.run import Result
 
-_PROGRAM, _COMPLETE_VARIABLE = "reshard", "_RESHARD_COMPLETE"  # the completion script sets the variable
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 _GLOBAL: dict[str, Any] = {"cls": Option, "group": "Global options"}
 
@@ -368,32 +358,7 @@ def completion(shell: str) -> None:
 
     Bash completes the value of an option after a space, but not after `=`.
     """
-    found = get_completion_class(shell)
-    console.draw("" if found is None else found(cli, {}, _PROGRAM, _COMPLETE_VARIABLE).source())
-
-
-def complete() -> int | None:
-    """Print completions and return the exit code if the completion script requests them, otherwise return None."""
-    instruction = os.environ.get(_COMPLETE_VARIABLE)
-    return None if instruction is None else shell_complete(cli, {}, _PROGRAM, _COMPLETE_VARIABLE, instruction)
-
-
-def _shortened(item: CompletionItem[Any]) -> CompletionItem[Any]:
-    """Return an item with only the first sentence of its help, because line breaks break click's protocol for zsh (8.5.1)."""
-    first, end, _ = (item.help or "").partition("\n")[0].partition(". ")
-    return CompletionItem(item.value, item.type, first + end.strip() or None)
-
-
-@add_completion_class
-class _Zsh(ZshComplete):
-    def format_completion(self, item: CompletionItem[Any]) -> str:
-        return super().format_completion(_shortened(item))
-
-
-@add_completion_class
-class _Fish(FishComplete):
-    def format_completion(self, item: CompletionItem[Any]) -> str:
-        return super().format_completion(_shortened(item))
+    console.draw(shells.script(cli, shell))
 
 
 def _transform(
