@@ -68,8 +68,10 @@ _UPLOAD_BYTES = 48 << 20
 # The start of a written file in an object store, which is prefetched to verify the headers.
 HEADERS_AHEAD_BYTES = 8 << 20
 # A pass over the source that writes several ranks: batches of a local source, tiles of all files, and data to upload for them.
-_BATCH_BYTES = 8 << 20
-_BATCHES = 3
+# A batch that fills a tile of each file takes fewer and longer copies.
+_BATCHES_BYTES = 32 << 20
+_SMALLEST_BATCH = 8 << 20
+_LARGEST_BATCH = 16 << 20
 _REMOTE_BATCHES = 4
 _TILES_BYTES = 64 << 20
 _LARGEST_TILE = PART_BYTES
@@ -80,7 +82,7 @@ _PASS_UPLOAD_BYTES = 128 << 20
 _PASS_TENSORS = 1 << 16
 # Threads in addition to the workers: those that write local files, which wait for the disk, and those that write equal files.
 _PASS_WRITES = 4
-_EQUAL_WRITES = 2
+_EQUAL_WRITES = 4
 _LOCAL_READERS = 2
 _LOCAL_REQUEST = 1 << 20
 # Shorter contiguous reads cost more than the copy in memory that a pass takes: as system calls, or as requests.
@@ -182,16 +184,18 @@ def pass_limits(source: ReadStore, target: Store, size: int, *, encrypts: bool) 
 def pass_budget(files: int, workers: int, source: ReadStore, target: Store) -> PassBudget:
     """Return the budget of a pass that writes this number of different files."""
     largest = _LARGEST_REMOTE_TILE if target.remote else _LARGEST_TILE
+    tile = max(_SMALLEST_TILE, min(largest, _TILES_BYTES // files // ALIGNMENT * ALIGNMENT))
+    batch = max(_SMALLEST_BATCH, min(_LARGEST_BATCH, files * (tile + ALIGNMENT)))
     return PassBudget(
-        batch=_AHEAD_BYTES // _REMOTE_BATCHES if source.remote else _BATCH_BYTES,
-        batches=_REMOTE_BATCHES if source.remote else _BATCHES,
+        batch=_AHEAD_BYTES // _REMOTE_BATCHES if source.remote else batch,
+        batches=_REMOTE_BATCHES if source.remote else _BATCHES_BYTES // batch,
         gap=GAP_BYTES if source.remote else _LOCAL_GAP,
         longest=longest_request(_AHEAD_BYTES) if source.remote else _LOCAL_REQUEST,
         grouped=0 if source.remote else _LOCAL_REQUEST,
         fetchers=_AHEAD_BYTES // longest_request(_AHEAD_BYTES) if source.remote else _LOCAL_READERS,
         workers=workers if target.remote else workers + _PASS_WRITES,
-        equal=_EQUAL_WRITES,
-        tile=max(_SMALLEST_TILE, min(largest, _TILES_BYTES // files // ALIGNMENT * ALIGNMENT)),
+        equal=1 if target.remote else _EQUAL_WRITES,
+        tile=tile,
         upload=_PASS_UPLOAD_BYTES // files,
     )
 
