@@ -101,9 +101,9 @@ class Cluster:
         own, others = await self._jobs(transform)
         seen = Observation.of(transform, now, own)
         pods, writing = await self._pods(transform, now, seen.jobs)
-        found = tuple(dict.fromkeys((*writing, *rivals.among(seen, others))))
+        conflicts = tuple(dict.fromkeys((*writing, *rivals.conflicting_jobs(seen, others))))
         events = await self._events(transform, now, seen.jobs, pods)
-        return replace(seen, pods=tuple(pods), rivals=found, events=tuple(events))
+        return replace(seen, pods=tuple(pods), rivals=conflicts, events=tuple(events))
 
     async def act(self, transform: Transform, action: Action) -> None:
         """Execute one action. Conflicting changes are left to the next observation.

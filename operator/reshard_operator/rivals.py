@@ -50,7 +50,7 @@ def selector(spec: TransformSpec) -> str:
     return f"{same},{LABEL_STAGE} in ({_NO_STAGE},{stage_label(spec)})" if spec.target.kind.one_stage else same
 
 
-def among(seen: Observation, others: Iterable[Job]) -> tuple[str, ...]:
+def conflicting_jobs(seen: Observation, others: Iterable[Job]) -> tuple[str, ...]:
     """Return descriptions of the Jobs of other transforms that occupy the target of a transform."""
     single = seen.jobs.get("transform")
     writes = single is not None and not single.ended

@@ -128,7 +128,7 @@ class PretendCluster:
         found = [Job(copy.deepcopy(job)) for job in self.jobs.values()]
         pods = tuple(Pod(copy.deepcopy(pod)) for pod in self.pods)
         seen = Observation.of(transform, self.now, found)
-        return replace(seen, pods=pods, rivals=rivals.among(seen, map(Job, self.others)), events=tuple(self.events))
+        return replace(seen, pods=pods, rivals=rivals.conflicting_jobs(seen, map(Job, self.others)), events=tuple(self.events))
 
     def decide(self) -> Decision:
         """Return the operator's current decision."""

@@ -6,6 +6,7 @@ import gc
 import resource
 import weakref
 from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import models
@@ -18,9 +19,11 @@ from memory_tasks import task
 from reshard.checkpoint.blockcipher import cipher_of
 from reshard.checkpoint.encryption import Encryptor
 from reshard.engine.content import Conditions, Content
-from reshard.engine.memory import memory_bytes, pass_limits
+from reshard.engine.memory import memory_bytes, pass_budget, pass_limits
 from reshard.plan.passes import Limits, equal_targets, passes
+from reshard.spec.storage_options import StorageOptions
 from reshard.storage.local import LocalStore
+from reshard.storage.s3.store import S3Store
 from reshard.transform.ranks import most_files
 
 if TYPE_CHECKING:
@@ -91,6 +94,28 @@ def test_equal_files_take_the_memory_of_one(tmp_path: Path) -> None:
     assert 0 < many - few < 1 << 18  # the plans of the ranks, without tiles
     encrypted = replace(made, cipher=cipher_of("AES-GCM", b"0123456789abcdef"))
     assert most_files(encrypted, store, [ALL]) == 8
+
+
+def test_the_bound_of_a_pass_covers_passes_with_fewer_files(tmp_path: Path) -> None:
+    """Memory is divided among the files, so that some passes take more than others with more files."""
+    tensors = (models.Tensor("w", "Float32", (64, 512), REPLICAS[0], 0, REPLICAS[1], 0),)
+    made, _ = task(models.Model(4, 1, 8, 1, tensors, 1, remove_redundancy=False), "ckpt", "ckpt")
+    local, bucket = LocalStore(tmp_path), S3Store("s3://bucket", StorageOptions(endpoint="http://127.0.0.1:1", region="x"))
+    for source, target in product((local, bucket), repeat=2):
+        bounds = [memory_bytes(made.model, 1, source, target, (4 << 30,), files=files, ranks=8) for files in range(1, 65)]
+        assert bounds == sorted(bounds)
+
+
+def test_a_batch_of_a_local_source_fills_a_tile_of_each_of_eight_files(tmp_path: Path) -> None:
+    local = LocalStore(tmp_path)
+    found = {files: pass_budget(files, 2, local, local) for files in (1, 4, 8, 64)}
+    assert {files: (each.batch >> 20, each.batches) for files, each in found.items()} == {
+        1: (8, 4),
+        4: (8, 4),
+        8: (16, 2),
+        64: (16, 2),
+    }
+    assert found[8].tile * 8 <= found[8].batch
 
 
 def test_the_block_of_an_encrypted_file_is_freed_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ _UPLOAD_BYTES = 48 << 20
 # The start of a written file in an object store, which is prefetched to verify the headers.
 HEADERS_AHEAD_BYTES = 8 << 20
 # A pass over the source that writes several ranks: batches of a local source, tiles of all files, and data to upload for them.
-# A batch that fills a tile of each file takes fewer and longer copies.
+# A batch that fills a tile of each of up to eight files takes fewer and longer copies.
 _BATCHES_BYTES = 32 << 20
 _SMALLEST_BATCH = 8 << 20
 _LARGEST_BATCH = 16 << 20
@@ -194,7 +194,7 @@ def pass_budget(files: int, workers: int, source: ReadStore, target: Store) -> P
         grouped=0 if source.remote else _LOCAL_REQUEST,
         fetchers=_AHEAD_BYTES // longest_request(_AHEAD_BYTES) if source.remote else _LOCAL_READERS,
         workers=workers if target.remote else workers + _PASS_WRITES,
-        equal=1 if target.remote else _EQUAL_WRITES,
+        equal=_EQUAL_WRITES,
         tile=tile,
         upload=_PASS_UPLOAD_BYTES // files,
     )
@@ -223,7 +223,8 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
         source: store of the source.
         target: store of the target.
         sizes: sizes of the target's files in bytes.
-        files: largest number of files in a pass over the source, where equal files count as one, or 0 without passes.
+        files: largest number of files in a pass over the source, where equal files count as one, or 0 without passes. The bound
+            holds for passes with fewer files too.
         ranks: largest number of ranks in such a pass.
         copies: largest number of shards that one target rank reads, if metadata locates the shards.
         decrypts: whether the source is encrypted.
@@ -259,16 +260,19 @@ def memory_bytes(  # noqa: PLR0913 - independent quantities
     alone = max(alone, commit_bytes(model.target_ranks, len(model.parameters), kinds, slices))
     if not files:
         return common + uploads + alone
-    each = pass_budget(files, workers, source, target)
-    together = each.batch * each.batches * (1 + (decrypts and source.remote)) + files * each.tile
-    together += min(_PASS_TENSORS, ranks * (names + copies)) * _BYTES_PER_COPY
+    plans = min(_PASS_TENSORS, ranks * (names + copies)) * _BYTES_PER_COPY
     located = min(_PASS_TENSORS // 2, ranks * len(inventory.tensors))  # each counts with its shards
-    together += located * _BYTES_PER_SHARDED_AND_WORKER
-    together += (each.workers + each.equal) * _BYTES_PER_WORKER
-    together += each.workers * _CAST_BYTES_PER_WORKER + files * each.tile if casts else 0
-    together += files * encrypted if encrypts else 0
-    uploads = max(uploads, files * target.write_cost(largest, each.upload).memory)
-    return common + uploads + max(alone, together)
+    plans += located * _BYTES_PER_SHARDED_AND_WORKER
+
+    def of_pass(files: int) -> int:
+        each = pass_budget(files, workers, source, target)
+        together = plans + each.batch * each.batches * (1 + (decrypts and source.remote)) + files * each.tile
+        together += (each.workers + each.equal) * _BYTES_PER_WORKER
+        together += each.workers * _CAST_BYTES_PER_WORKER + files * each.tile if casts else 0
+        together += files * encrypted if encrypts else 0
+        return max(uploads, files * target.write_cost(largest, each.upload).memory) + max(alone, together)
+
+    return common + max(map(of_pass, range(1, files + 1)))  # another pass, or another run, may have fewer files
 
 
 def _described_bytes(model: Model, *, parses: bool) -> int:

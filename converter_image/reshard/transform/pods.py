@@ -60,7 +60,7 @@ def options_of(preflight: Preflight, summary: Summary, pods: Pods) -> tuple[Pods
     ranks = ranks_to_write(task.request.options.only_ranks, task.model.target_ranks) if task.kind.writes_files else ()
     shares = not (task.model.same or task.request.options.copy_mode == "Server")  # otherwise no bytes are fetched for two ranks
     largest, encrypts = max(preflight.sizes.values(), default=0), task.cipher is not None
-    fetching = pass_budget(1, 1, task.source, target)
+    fetching = pass_budget(1, 1, task.source, target)  # with the smallest batches: larger ones join more ranges
     limits = pass_limits(task.source, target, largest, encrypts=encrypts) if shares else None
     groupings = Groupings(task.planner, ranks, limits, Reading(fetching.gap, fetching.batch))
     if pods.ranks_per_pod != "Auto":

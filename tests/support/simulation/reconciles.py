@@ -77,7 +77,7 @@ class Api:
         pods = tuple(Pod(copy.deepcopy(pod)) for pod in self._past(name).pods)
         self.read = hash((self.read, json.dumps(self._past(name).pods, sort_keys=True)))
         seen = Observation.of(transform, past.now, own)
-        return replace(seen, pods=pods, rivals=rivals.among(seen, others))
+        return replace(seen, pods=pods, rivals=rivals.conflicting_jobs(seen, others))
 
     def _past(self, name: str) -> PretendCluster:
         known = [*self.history.get(name, ()), self.clusters[name]]

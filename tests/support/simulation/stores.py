@@ -305,6 +305,8 @@ class SimulatedFolder(_Simulated):
             if path not in self.world.files or not (make_folder or to.rpartition("/")[0] in self.world.folders):
                 return False
             self._make_folders(to)
+            if self.world.files.get(to) is self.world.files[path]:  # rename(2) does nothing with two links to one file
+                return True
             self.world.files[to] = self.world.files.pop(path)
             return True
 
@@ -357,7 +359,7 @@ class SimulatedFolder(_Simulated):
         del mode
 
         def act() -> bool:
-            if (original := self.world.files.get(path)) is None:
+            if (original := self.world.files.get(path)) is None or temporary in self.world.files:
                 return False
             self._put(temporary, original.content)
             if how == "HardLink":
