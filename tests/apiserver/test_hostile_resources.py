@@ -109,14 +109,14 @@ UNKNOWN = {
 def test_the_schema_refuses(transforms: Transforms, attack: str) -> None:
     path, value = REFUSED[attack]
     with pytest.raises(ApiException) as refused:
-        transforms.create("attack", with_field(SPEC, path, value))
+        transforms.create("attack", with_field(SPEC, path, value), unknown="Ignore")
     assert refused.value.status == 422, refused.value.body
 
 
 @pytest.mark.parametrize("attack", UNKNOWN)
 def test_the_schema_drops_unknown_fields(transforms: Transforms, attack: str) -> None:
     path, value = UNKNOWN[attack]
-    transforms.create("attack", with_field(SPEC, path, value))
+    transforms.create("attack", with_field(SPEC, path, value), unknown="Ignore")
     stored = json.dumps(transforms.custom.get_namespaced_custom_object(*transforms.where, "attack")["spec"])
     assert not re.search('"(namespace|command|args|hostPath|hostNetwork|privileged|a)": ', stored)
 

@@ -9,7 +9,7 @@ import json
 import subprocess
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import disk
 import pytest
@@ -100,9 +100,9 @@ class Transforms:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def create(self, name: str, spec: dict[str, Any]) -> None:
-        """Create a resource; the API server must know all its fields."""
-        self.custom.create_namespaced_custom_object(*self.where, document(name, spec), field_validation="Strict")
+    def create(self, name: str, spec: dict[str, Any], unknown: Literal["Strict", "Ignore"] = "Strict") -> None:
+        """Create a resource. If the API server does not know a field, it refuses or ignores the field."""
+        self.custom.create_namespaced_custom_object(*self.where, document(name, spec), field_validation=unknown)
 
     def secret(self, name: str, entries: Mapping[str, bytes]) -> None:
         """Create a Secret, or change entries of the existing one."""
