@@ -6,7 +6,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-_PERCENT = {"development": 10, "ci": 40, "all": 100}
+_PERCENT = {"development": 10, "ci": 25, "all": 100}
 PROFILE = os.environ.get("RESHARD_TEST_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "development")
 
 
