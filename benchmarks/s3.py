@@ -179,6 +179,7 @@ def main() -> None:
     parser.add_argument("--milliseconds", type=float, default=0.0, help="by which a proxy delays every answer")
     parser.add_argument("--folder", type=Path, default=Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench")  # noqa: S108 - not secret
     arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     builds = {"reshard": RESHARD} | ({"baseline": arguments.baseline} if arguments.baseline else {})
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.folder)))

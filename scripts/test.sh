@@ -22,6 +22,7 @@ on_request="torch"
 tiers=${*:-$known}
 named=$#
 ci=$([ "${CI:-}" = true ] && echo yes || echo no)
+slowest=$([ "$ci" = no ] || echo --durations=15)
 failed=0
 left_out=''
 started=$(date +%s)
@@ -47,7 +48,7 @@ session() {
         folders="$folders tests/${tier%@*}"
     done
     # shellcheck disable=SC2086  # a command and its arguments, and a list of folders
-    exec ${inside:-} "$python" -m pytest -o cache_dir="${PYTEST_CACHE:-.pytest_cache}" \
+    exec ${inside:-} "$python" -m pytest -o cache_dir="${PYTEST_CACHE:-.pytest_cache}" $slowest \
         -n "$processes" --maxprocesses 8 --dist worksteal $folders
 }
 
