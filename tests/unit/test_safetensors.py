@@ -180,6 +180,7 @@ def test_a_truncated_file_is_refused() -> None:
         (struct.pack("<Q", 2**63) + b"{}", "HeaderTooLarge"),
         (struct.pack("<Q", 50) + b"{}", "Truncated"),
         (file(b"\xff\xfe"), "HeaderInvalid"),
+        (file(b'{"a": {"dtype": "F32", "skipped": "\xff", "shape": [1], "data_offsets": [0, 4]}}', bytes(4)), "HeaderInvalid"),
         (file(b"[]"), "HeaderInvalid"),
         (file(b"[" * 100_000), "HeaderInvalid"),
         (file(b'{"a":' * 100_000), "HeaderInvalid"),

@@ -122,6 +122,8 @@ def _blocks(entry: TensorEntry) -> Iterator[tuple[int, int]]:
 def _parse(reader: RangeReader, header: bytes, begin: int) -> tuple[Structure, int | None]:
     """Return the structure and the CRC32 in a header."""
     try:
+        if not header.isascii():
+            header.decode()  # the JSON decoder does not check text that it skips
         try:
             return _structure(reader, begin, *_usual(header))
         except OtherFormError:
