@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.images import BASE
 from cluster.layout import Layout
 from kubernetes import client, config
-from kubernetes_access import written
+from kubernetes_access import requests
 from kubernetes_objects import indexed_job, pod_spec, wait_for
 from rich.console import Console
 from rich.table import Table
@@ -52,7 +52,7 @@ def transform(stage: Stage, **spec: object) -> float:
 
 def writes(layout: Layout) -> list[dict[str, Any]]:
     """Return the operator's writes to the API so far."""
-    return written(layout, SYSTEM, f"{RELEASE}-operator")
+    return requests(layout, SYSTEM, f"{RELEASE}-operator")
 
 
 def eight_ranks(stage: Stage, table: Table) -> None:
