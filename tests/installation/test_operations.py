@@ -6,7 +6,6 @@ import copy
 import json
 import re
 import subprocess
-import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from cluster.layout import program
 from kubernetes.client import ApiException
+from kubernetes_objects import wait_for
 from transforms_on_cluster import RELEASE, ROOT, SYSTEM, helm, install
 
 if TYPE_CHECKING:
@@ -50,16 +50,15 @@ def properties(crd: Any, *path: str) -> Any:
     return found
 
 
-def create_with_new_field(stage: Stage, name: str, spec: dict[str, Any], seconds: float = 60) -> None:
-    """Create a resource when the API server serves the CRD that was just replaced, which it does a moment later."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return stage.create(name, spec)
-        except ApiException as error:
-            if "unknown field" not in str(error.body) or time.monotonic() > end:
-                raise
-        time.sleep(0.2)
+def is_created(stage: Stage, name: str, spec: dict[str, Any]) -> bool:
+    """Create a resource. Return False if the API server does not know a field yet: it serves a replaced CRD a moment later."""
+    try:
+        stage.create(name, spec)
+    except ApiException as error:
+        if "unknown field" not in str(error.body):
+            raise
+        return False
+    return True
 
 
 def test_the_operator_works_with_an_older_crd(stage: Stage) -> None:
@@ -78,7 +77,7 @@ def test_a_field_of_a_newer_crd_is_refused_by_name(stage: Stage) -> None:
     properties(newer, "spec")["novelty"] = {"type": "integer"}
     properties(newer, "status")["novelty"] = {"type": "integer"}
     with installed(newer):
-        create_with_new_field(stage, "novel", stage.spec(novelty=1))
+        wait_for(lambda: is_created(stage, "novel", stage.spec(novelty=1)), 60)
         stage.wait("novel", lambda s: "novelty" in str(s.get("conditions")))
         assert stage.ready("novel")["reason"] == "InvalidSpec"
         stage.create("plain", stage.spec())
