@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from simulation.explorer import ViolationError, explore, repeat
 from simulation.scenarios import KINDS, scenarios
-from simulation.stores import World
 from simulation.transforms import TARGET
+from simulation.world import World
 from store_contract import StoreContract
 
 from reshard.target import lock
@@ -48,8 +48,7 @@ def scenario(sources: Path, kind: str, name: str) -> Scenario:
     return scenarios(sources, KINDS[kind])[name]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("kind", "name"), [*((kind, name) for kind in KINDS for name in NAMES), ("folder", "clones")])
 def test_no_schedule_makes_a_wrong_target(sources: Path, kind: str, name: str) -> None:
     counts = explore(scenario(sources, kind, name).simulate, bound=2, most=SCHEDULES)
     assert counts.schedules > 1
@@ -57,7 +56,8 @@ def test_no_schedule_makes_a_wrong_target(sources: Path, kind: str, name: str) -
 
 def test_a_link_to_the_file_of_another_run_is_not_published(sources: Path) -> None:
     """A process pauses before it links a file, which another run then replaces."""
-    repeat(scenario(sources, "folder", "equal files").simulate, r"A before link rank_0.*: pause B")
+    repeat(scenario(sources, "folder", "equal files").simulate, r"A before HardLink rank_0.*: pause B")
+    repeat(scenario(sources, "folder", "clones").simulate, r"A before create .*/tmp/rank_1.*: pause B")
 
 
 # Defects that the exploration found, each with the schedule that showed it.
@@ -123,7 +123,9 @@ def test_a_published_link_to_the_file_of_another_run_is_found(sources: Path, mon
     monkeypatch.setattr(LockHandle, "check", lambda _: None)
     monkeypatch.setattr(TaskState, "read", lambda _: True)
     with pytest.raises(AssertionError, match="these files are wrong"):
-        repeat(scenario(sources, "folder", "equal files").simulate, r"A before link rank_0.*: pause B")
+        repeat(scenario(sources, "folder", "equal files").simulate, r"A before HardLink rank_0.*: pause B")
+    with pytest.raises(AssertionError, match="these files are wrong"):
+        repeat(scenario(sources, "folder", "clones").simulate, r"A before create .*/tmp/rank_1.*: pause B")
 
 
 def test_a_lock_that_never_expires_is_found(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:

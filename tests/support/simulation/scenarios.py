@@ -15,7 +15,8 @@ from definition import Cut
 from reshard.spec.request import Options
 from reshard.transform.complete import commit_if_complete
 from reshard.transform.run import transform_checkpoint
-from simulation.stores import SimulatedBucket, SimulatedFolder
+from simulation.bucket import SimulatedBucket
+from simulation.folder import SimulatedFolder
 from simulation.transforms import TARGET, Scenario, model, request_of, written
 
 if TYPE_CHECKING:
@@ -52,9 +53,10 @@ def scenarios(folder: Path, kind: Kind) -> dict[str, Scenario]:
     old = request_of(one, format="Safetensors")
     verified = request_of(one, verification="Full")
     stages = _stages(folder / "stages")
-    equal = request_of(_written(folder / "equal", model(1, replicas=True)), link_replicas="HardLink", overwrite="Replace")
+    replicas = _written(folder / "equal", model(1, replicas=True))
+    links, clones = (request_of(replicas, link_replicas=how, overwrite="Replace") for how in ("HardLink", "Clone"))
     clock_steps = (61.0, -61.0)
-    return {
+    found = {
         "the same task twice": Scenario(kind, (transform(first), transform(first)), (first,), clock_steps=clock_steps),
         "two pods of a Job": Scenario(kind, tuple(pod(kind, first, rank) for rank in ranks), (first,)),
         "three pods of a Job": Scenario(kind, tuple(pod(kind, first, ranks[n % 2]) for n in range(3)), (first,)),
@@ -73,10 +75,13 @@ def scenarios(folder: Path, kind: Kind) -> dict[str, Scenario]:
             (request_of(one, verification="Full", overwrite="Replace"),),
             acceptable=((second,),),
         ),
-        "equal files": Scenario(kind, (transform(equal), transform(second_instead)), (equal,), acceptable=((second,),)),
+        "equal files": Scenario(kind, (transform(links), transform(second_instead)), (links,), acceptable=((second,),)),
         "two stages": Scenario(kind, tuple(map(transform, stages)), stages),
         "a stage, twice": Scenario(kind, tuple(map(transform, (*stages, stages[0]))), stages),
     }
+    if kind is SimulatedFolder:
+        found["clones"] = Scenario(kind, (transform(clones), transform(second_instead)), (clones,), acceptable=((second,),))
+    return found
 
 
 def _written(folder: Path, contents: models.Model) -> disk.Checkpoint:

@@ -24,9 +24,11 @@ from reshard.target.process import ProcessId
 from reshard.transform import checks, complete, preflight, run
 from reshard.transform.inputs import Inputs
 from reshard.transform.run import transform_checkpoint
+from simulation.bucket import SimulatedBucket
 from simulation.explorer import Choices
+from simulation.folder import SimulatedFolder
 from simulation.processes import PAUSE_SECONDS, InlineExecutor, Process, Scheduler
-from simulation.stores import File, SimulatedBucket, SimulatedFolder, World
+from simulation.world import File, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
