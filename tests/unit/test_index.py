@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from functools import reduce
 from operator import getitem
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import disk
 import models
+import numpy as np
 import pytest
+import rawfiles
 from effort import examples
 from hypothesis import given
 from memory_tasks import task
@@ -139,6 +142,25 @@ def test_a_source_that_has_changed_since_is_to_be_indexed_again(
     assert main(fetch) == 65
     assert said in capsys.readouterr().err
     assert list((tmp_path / "out").glob("rank_*/*")) == []
+
+
+def test_a_file_with_another_change_time_is_only_read_if_its_header_is_equal(tmp_path: Path) -> None:
+    """A program can restore the modification time of a file that it replaces, and the samples may not contain what differs."""
+    source, index = tmp_path / "source", tmp_path / "index"
+    source.mkdir()
+    tensors = {f"layer.{i:04d}": np.full((16, 16), i, np.float32) for i in range(300)}
+    path, content = source / "model.safetensors", rawfiles.safetensors(tensors)
+    path.write_bytes(content)
+    assert main(["transform", "--source", str(source), "--target", str(index), "--output", "index"]) == 0
+    path.chmod(0o600)
+    assert same(reshard.load(str(source), index=str(index)), tensors)
+    modified = path.stat().st_mtime_ns
+    one, other = b'"layer.0150"', b'"layer.0151"'
+    path.write_bytes(content.replace(one, b"").replace(other, one).replace(b",:", b"," + other + b":"))
+    os.utime(path, ns=(modified, modified))
+    assert path.stat().st_size == len(content)
+    with pytest.raises(DataError, match=r"SourceChanged: model\.safetensors: the file changed since the source was indexed"):
+        reshard.load(str(source), index=str(index))
 
 
 FILES, TENSORS = "inventory files ", "inventory structures 0 1 "

@@ -141,12 +141,18 @@ def test_a_chain_of_transforms_keeps_them(made: disk.Checkpoint, target: Path, t
         assert stated(tmp_path / name) == expected(made.model)
 
 
+@pytest.mark.parametrize("source_format", ["ckpt", "torch-dcp"])
 def test_a_wrong_move_is_found_without_verification(
-    made: disk.Checkpoint, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+    source_format: str,
+    made: disk.Checkpoint,
+    target: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[..., str],
 ) -> None:
     monkeypatch.setattr("reshard.plan.runs.SMALL_BYTES", 0)
     monkeypatch.setattr("reshard.plan.rank.SMALL_BYTES", 0)
-    assert disk.run(made, target) == 0
+    assert disk.run(made, target, "--format", source_format) == 0
     usual = Gatherer.read
 
     def read(self: Gatherer, rank: int, entry: Any, box: Any, into: np.ndarray) -> None:
@@ -168,6 +174,39 @@ def test_a_source_whose_manifest_has_changed_is_refused_before_anything_is_writt
     manifest.write_text(manifest.read_text().replace(expected(made.model)["m"], "0" * 16))
     refused(65, "ContentChanged", "transform", "--source", str(target), "--target", str(tmp_path / "next"))
     assert not [path for path in (tmp_path / "next").rglob("*") if path.suffix in {".safetensors", ".ckpt"}]
+
+
+@pytest.mark.parametrize(
+    ("target_format", "index"),
+    [("safetensors", "param_name_map.json"), ("huggingface", "model.safetensors.index.json"), ("huggingface", "")],
+)
+def test_whole_files_that_have_changed_can_be_read_by_their_index(
+    target_format: str, index: str, made: disk.Checkpoint, target: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    options = ("--output", "unified", *(("--max-file-size-bytes", "2000") if index else ()), "--format", target_format)
+    source = ("--source", str(made.source), "--source-strategy", str(made.source_strategy))
+    assert main(["transform", *source, "--target", str(target), *options]) == 0
+    path = min(target.glob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    named = index or path.name
+    assert f"use {named} as the source" in refused(65, "SourceChanged", "transform", "--source", str(target), "--target", "x")
+    assert further(target / named, tmp_path / "next") == 0
+    assert stated(tmp_path / "next") != expected(made.model)
+
+
+def test_another_selection_of_the_same_files_is_compared_anew(
+    made: disk.Checkpoint, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    """The selection is not a part of the task's identity, but decides whether the manifest describes the files."""
+    assert disk.run(made, target) == 0
+    assert further(target, tmp_path / "unified", "--output", "unified") == 0
+    monkeypatch.setattr("reshard.transform.start.expected_fingerprints", lambda _: dict.fromkeys(expected(made.model), "0" * 16))
+    source = tmp_path / "unified" / "param_name_map.json"
+    refused(65, "FingerprintsDiffer", "transform", "--source", str(source), "--target", str(tmp_path / "next"))
+    monkeypatch.undo()
+    assert further(source, tmp_path / "next", "--files", "*") == 0
 
 
 def test_names_of_several_tensors_are_not_compared(made: disk.Checkpoint, target: Path, tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import disk
 import layout_example
 import models
+import numpy as np
 import pytest
+import rawfiles
 from definition import Cut
 from disk import run
 from safetensors.numpy import load_file
@@ -267,6 +269,14 @@ def test_what_no_manifest_describes_needs_a_strategy(
     shutil.rmtree(target)
     assert run(made, target, "--only-ranks", "0-3") == 0
     assert "only 4 of 6 files" in refused(66, "FileMissing", *sides, str(target))
+
+
+def test_a_target_of_which_no_parameter_is_divided_needs_no_strategy(tmp_path: Path) -> None:
+    target, scalars = tmp_path / "target", tmp_path / "scalars"
+    (tmp_path / "scalars.safetensors").write_bytes(rawfiles.safetensors({"step": np.array(5, np.int64)}))
+    assert transform(tmp_path / "scalars.safetensors", scalars, "--target-ranks", 3) == 0
+    assert transform(scalars, target) == 0
+    assert rawfiles.read("safetensors", (target / "rank_0/checkpoint_0.safetensors").read_bytes()).keys() == {"step"}
 
 
 def test_slices_of_different_lengths_are_refused(tmp_path: Path, refused: Callable[..., str]) -> None:

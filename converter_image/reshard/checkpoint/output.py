@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
+import xxhash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,6 +32,11 @@ class OutputTensor(msgspec.Struct, frozen=True, gc=False):
     start: tuple[int, ...] = ()
     whole: tuple[int, ...] = ()
     keys: tuple[str | int, ...] = ()
+
+
+def digest_of_tensors(tensors: Sequence[OutputTensor]) -> str:
+    """Return a digest of the names, types and slices of a file's tensors, in their order."""
+    return xxhash.xxh3_128_hexdigest(msgspec.msgpack.encode(tensors))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,8 @@ from reshard.layout.tiles import divide, flat_span
 from reshard.plan.fetched import MOST_OVERREAD
 from reshard.plan.runs import reads_of
 from reshard.source.changed import source_changed
+from reshard.source.files import Files
+from reshard.source.reading import read_inventory
 from reshard.storage.ahead import Ahead
 from reshard.storage.cancellable import cancelled_by, current_check
 from reshard.storage.digest import sample_of
@@ -23,7 +25,7 @@ from reshard.storage.digest import sample_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from reshard.checkpoint.inventory import Inventory, TensorEntry
+    from reshard.checkpoint.inventory import Inventory, SourceFile, TensorEntry
     from reshard.engine.memory import Budget
     from reshard.engine.small import Placed
     from reshard.storage.ahead import Read
@@ -55,7 +57,8 @@ class SourceFiles:
         store: store of the files.
         inventory: inventory of the source.
         content: meter of what is fetched after a file is opened and checked: the content of tensors.
-        indexed: whether an index describes the source.
+        indexed: whether an index describes the source. If `Reader.changed` differs, the file may have been copied, or replaced
+            with the same modification time: its header is then compared with the index.
         planned: whether an earlier process has read the inventory. `Reader.changed` then detects a file that was replaced since
             with the same modification time.
     """
@@ -72,6 +75,7 @@ class SourceFiles:
         self.remote = store.remote
         self._store = store
         self._indexed, self._planned = indexed, planned
+        self._inventory = inventory
         self._files = {file.rank: file for file in inventory.files}
         self._open: dict[int, Reader] = {}
         self._ahead: Ahead | None = None
@@ -125,7 +129,8 @@ class SourceFiles:
             raise
         try:
             same = reader.version == file.version and (not file.sample or sample_of(reader) == file.sample)
-            same = same and (not self._planned or reader.changed == file.changed)
+            if same and reader.changed != file.changed:
+                same = not self._planned and not (self._indexed and self._has_other_header(file))
         except BaseException:
             reader.close()
             raise
@@ -135,6 +140,13 @@ class SourceFiles:
         if self._content is not None:
             reader.count_in(self._content)
         return reader
+
+    def _has_other_header(self, file: SourceFile) -> bool:
+        """Return whether the header of a file differs from the inventory. Files whose shards metadata locates have none."""
+        if self._inventory.kind == "Boxes":
+            return False
+        found = read_inventory(self._store, Files({file.rank: file.path}), workers=1)
+        return found.structures[0].key != self._inventory.structures[file.structure].key
 
     def check_unchanged(self) -> None:
         """Check that no file changed while it was read. Object stores guarantee this for each open file.

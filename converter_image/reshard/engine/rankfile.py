@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.manifest import FileRecord, LinkRecord
-from reshard.checkpoint.output import Span
+from reshard.checkpoint.output import Span, digest_of_tensors
 from reshard.engine.content import Conditions, assemble, produce
 from reshard.engine.file_fingerprints import FileFingerprints
 from reshard.engine.memory import HEADERS_AHEAD_BYTES
@@ -224,6 +224,7 @@ class RankFile:
             rounded=lost.rounded,
             overflowed=lost.overflowed,
             link=link,
+            tensors=digest_of_tensors(task.tensors(self._plan.rank)) if task.output.document_names else "",
         )
         nbytes = self._record.bytes_written
         measured.measure(bytes_fetched=fetched.nbytes, requests=fetched.requests, bytes_written=nbytes)

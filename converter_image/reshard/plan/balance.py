@@ -29,7 +29,8 @@ _TRIES = 6
 def shares(parameters: Sequence[Parameter], devices: int, *, every: bool = False) -> Shares:
     """Assign each slice of a target stage's parameters to exactly one of the ranks that hold it.
 
-    Slices are assigned in descending order of size, each to the rank with the fewest bytes so far. Ties go to the lowest rank.
+    Slices are assigned in descending order of size in the target, each to the rank with the fewest bytes so far. Ties go to the
+    lowest rank. Only properties of the target decide, so the manifest determines the same assignment.
 
     MindSpore assigns the parameters of a replica group to its ranks in turn, by name
     (`mindspore.train._utils.remove_param_redundancy`, 2.10), so the ranks' files can have very different sizes. MindSpore's
@@ -47,7 +48,7 @@ def shares(parameters: Sequence[Parameter], devices: int, *, every: bool = False
     nbytes = np.zeros(devices, dtype=np.int64)
     holders: dict[Layout, HoldingRanks] = {}
     filled: dict[tuple[Layout, tuple[int, ...]], np.ndarray[tuple[int], np.dtype[np.bool_]]] = {}  # ranks with elements
-    for number in sorted(range(len(parameters)), key=lambda i: -parameters[i].slice_nbytes):
+    for number in sorted(range(len(parameters)), key=lambda i: -parameters[i].written_nbytes):
         parameter = parameters[number]
         if every or _is_passed_on(parameter):
             groups = holders.get(parameter.target)
@@ -61,7 +62,7 @@ def shares(parameters: Sequence[Parameter], devices: int, *, every: bool = False
             if key not in filled:
                 filled[key] = np.array([parameter.box(rank).size > 0 for rank in range(devices)])
             written[:, number] &= filled[key]
-        nbytes[written[:, number]] += parameter.slice_nbytes
+        nbytes[written[:, number]] += parameter.written_nbytes
     return written
 
 

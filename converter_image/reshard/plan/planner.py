@@ -288,13 +288,13 @@ class Planner:
         """Return the source ranks with equal copies, any of which may be read.
 
         If copies may differ, target rank r gets the copy of source rank r modulo the number of source ranks. If that rank has no
-        copy, or if the target is a unified checkpoint, the copy of the first rank that has one is used.
+        copy, or if the target has each slice once, the copy of the first rank that has one is used.
         """
         holding, as_set = self._holders.of_structures(kind.structures)
         if not kind.per_rank:
             return holding
         same = self.model.first_rank + rank % self.model.source_ranks
-        return (same,) if not self.model.unified and same in as_set else holding[:1]
+        return (same,) if not (self.model.unified or self.once) and same in as_set else holding[:1]
 
     def _choose_by_stage(self, groups: Iterable[tuple[int, ...]], pivot: int) -> dict[tuple[int, ...], int]:
         """Choose ranks for groups within one source stage, in the same way for every stage, then for groups across stages."""

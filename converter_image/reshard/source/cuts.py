@@ -35,7 +35,7 @@ def recorded_strategy(manifest: Manifest, where: str) -> Strategy | None:
         where: name of the manifest, for messages.
 
     Returns:
-        The strategy, or None if it names no parameter. Its layouts may be uneven.
+        The strategy. Its layouts may be uneven. None: the only rank has all parameters, or the layouts are not known.
 
     Raises:
         DataError: the manifest contradicts itself.
@@ -47,7 +47,8 @@ def recorded_strategy(manifest: Manifest, where: str) -> Strategy | None:
         if kind.role == Role.CUT.value and not (chunks and not any(kind.target.tensor_map))
     ]
     if not kinds:
-        return None
+        own = any(kind.role == Role.OWN.value for kind in manifest.parameters.kinds)
+        return None if own or manifest.target_ranks == 1 else Strategy(({},), manifest.target_ranks)
     devices = prod(kinds[0].target.device_matrix)
     count, rest = divmod(manifest.target_ranks, max(devices, 1))
     layouts = {kind.target: layout_of(kind.target) for kind in kinds}

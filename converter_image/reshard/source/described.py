@@ -7,8 +7,9 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.manifest import MANIFEST_NAME, STATE, Manifest, decode
-from reshard.checkpoint.unified import MAP_NAME
+from reshard.checkpoint.unified import MAP_NAME, is_map
 from reshard.errors import AccessError, DataError, MissingInputError, RequestError, ReshardError
+from reshard.formats.registry import document_names
 from reshard.parallel import parallel
 from reshard.source.listing import is_candidate, preview, rank_folders, rank_of
 from reshard.source.selection import epoch_and_step, option_for, select_files
@@ -260,9 +261,10 @@ def _choices(manifest: Manifest, added: Sequence[str]) -> str:
 
 def _option_for_listed(manifest: Manifest, listed: Iterable[str], others: Collection[str] = ()) -> str | None:
     """Return the option that selects only the files that a manifest lists, or None if no such option exists."""
-    if output_of(manifest.options).whole:
-        return f"use {MAP_NAME} as the source"
     listed = list(listed)
+    if output_of(manifest.options).whole:
+        index = next((name for name in document_names(manifest.options) if is_map(name)), MAP_NAME)
+        return f"use {index if len(listed) > 1 or index == MAP_NAME else listed[0]} as the source"
     steps = {epoch_and_step(path) for path in listed}
     pattern = f"{glob.escape(str(manifest.options.get('filePrefix', '')))}*"
     if len(steps) == 1 and (step := steps.pop()) is not None:

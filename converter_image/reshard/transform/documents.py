@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.inventory import Inventory
 from reshard.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, STRATEGY_NAME
-from reshard.checkpoint.output import OutputFile
+from reshard.checkpoint.output import OutputFile, digest_of_tensors
 from reshard.checkpoint.unified import HYPER_NAME, MAP_NAME, map_of
 from reshard.engine.task import output_tensors
 from reshard.errors import DataError, RequestError
@@ -118,10 +118,17 @@ def _documents_of_format(manifest: Manifest) -> dict[str, bytes]:
     if len(manifest.files) < manifest.target_ranks:
         return {}
     planner = _planner_of(manifest)
-    files = [
-        OutputFile(record.path, record.size, output_tensors(planner, record.rank))
-        for record in sorted(manifest.files, key=lambda record: record.rank)
-    ]
+    files = []
+    for record in sorted(manifest.files, key=lambda record: record.rank):
+        tensors = output_tensors(planner, record.rank)
+        if digest_of_tensors(tensors) != record.tensors:
+            raise DataError(
+                "DocumentInvalid",
+                f"the file {record.path} contains other tensors or slices than its manifest describes",
+                where=MANIFEST_NAME,
+                fix="use the version of reshard that wrote it, or write the checkpoint again to another target",
+            )
+        files.append(OutputFile(record.path, record.size, tensors))
     return dict(requested_output(manifest.options, manifest.source.format).documents(files))
 
 

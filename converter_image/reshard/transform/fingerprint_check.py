@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from reshard.checkpoint.manifest import MANIFEST_NAME, ParameterTable
+from reshard.checkpoint.unified import is_map
 from reshard.errors import DataError, listed
 from reshard.plan import Role
 from reshard.plan.rules import NamePattern
-from reshard.source.described import read_manifest
+from reshard.source.described import listed_and_unchanged, read_manifest
 from reshard.spec.ranks import format_ranks
+from reshard.storage import parent_and_name
 from reshard.target.documents import check_manifest
 from reshard.target.fingerprint_sums import texts_of
 
@@ -30,8 +32,8 @@ def expected_fingerprints(task: Task) -> dict[str, str]:
     """Return the fingerprints that parameters of the target must have, by name, as far as a manifest of the source states them.
 
     Parameters that are cast or padded have others in the target. Slices that are copied from the rank with the same number, and
-    parameters whose copies may differ, have none. Neither have names of several tensors. If the request selects files, they may
-    have changed since the manifest.
+    parameters whose copies may differ, have none. Neither have names of several tensors. If the request selects files, or
+    names a file or an index of files that have changed, the manifest does not describe them.
 
     Raises:
         DataError: the manifest of the source has changed.
@@ -40,7 +42,12 @@ def expected_fingerprints(task: Task) -> dict[str, str]:
     if options.files is not None or options.step is not None or task.source.stat(MANIFEST_NAME) is None:
         return {}
     manifest = read_manifest(task.source, {MANIFEST_NAME})
-    if manifest is None or not {file.path for file in task.model.inventory.files} <= {file.path for file in manifest.files}:
+    inventory = task.model.inventory
+    paths = {file.path for file in inventory.files[: len(inventory.files) - inventory.documents]}
+    if manifest is None or not paths <= {file.path for file in manifest.files}:
+        return {}
+    chosen = parent_and_name(task.request.source)[1]
+    if (is_map(chosen) or chosen in paths) and listed_and_unchanged(task.source, manifest, paths) != paths:
         return {}
     fingerprints = stated_fingerprints(manifest)
     if not fingerprints:

@@ -43,8 +43,8 @@ def start(task: Task, target: TargetFolder, cancellation: Cancellation) -> tuple
         target.forget_tasks([stale.digest for stale in snapshot.stale])
         snapshot = target.observe()
     state, document = target.task(task.digest), snapshot.find_task(task.digest)
-    if document is not None and document.versions != task.versions and not task.planned:
-        document = msgspec.structs.replace(document, versions=task.versions)
+    if document is not None and (document.versions, document.request) != (task.versions, task.key) and not task.planned:
+        document = msgspec.structs.replace(document, versions=task.versions, request=task.key)
         state.refresh(document, encode_index(task), _draft(task), task.carried)
     elif document is not None:
         state.restore(encode_index(task), lambda: _draft(task), task.carried, stage=task.stage is not None)
