@@ -17,7 +17,7 @@
 #   DIST     output folder of `make dist` (dist)
 #   VERSION  version for `make release`
 #   K8S      Kubernetes minor version for `make test` and `make cluster`: 1.34 or 1.37 (1.37)
-#   PROFILE  number of random cases in tests: development, ci or all (ci if CI=true, otherwise development)
+#   PROFILE  number of random cases in tests: few or all (few)
 #   REGISTRY, PLATFORMS, TAG, ENGINE   settings of `make images` (scripts/images.sh)
 
 PYTHON ?= python3

@@ -6,7 +6,7 @@
 # run the tier: the tier is then left out, which is a failure in CI and for a tier that was named.
 #
 # Each tier that needs Kubernetes runs inside a cluster of its own, which ends with it. K8S selects the minor version.
-# Default: the newest; in CI the API-server tier runs on the oldest, too.
+# Default: the newest.
 #
 # The last line sums the tests of all sessions.
 #
@@ -45,7 +45,7 @@ session() {
     : >"$RESHARD_TEST_COUNTS"
     for tier in "$@"; do
         [ ! -f "$work/$tier.variables" ] || exported "$(cat "$work/$tier.variables")"
-        folders="$folders tests/${tier%@*}"
+        folders="$folders tests/$tier"
     done
     # shellcheck disable=SC2086  # a command and its arguments, and a list of folders
     exec ${inside:-} "$python" -m pytest -o cache_dir="${PYTEST_CACHE:-.pytest_cache}" $slowest \
@@ -56,7 +56,7 @@ session() {
 session_in_cluster() {
     # Tests of the whole installation run one after the other; the others wait for pods more than they compute.
     case $1 in
-        apiserver*) level=--control-plane-only processes=4 ;;
+        apiserver) level=--control-plane-only processes=4 ;;
         cluster) level='' processes=4 ;;
         installation) level='' processes=1 ;;
     esac
@@ -87,11 +87,6 @@ for tier in $tiers; do
     esac
     if [ -f "tests/$tier/prepare.sh" ]; then prepared="$prepared $tier"; else at_once="$at_once $tier"; fi
 done
-if [ "$ci" = yes ] && [ -z "${K8S:-}" ]; then
-    oldest=$(cd tests/tools && echo kubernetes-*/ | tr ' ' '\n' | sort -V | head -n 1)
-    oldest=${oldest#kubernetes-}
-    case " $prepared " in *" apiserver "*) prepared="$prepared apiserver@${oldest%/}" ;; esac
-fi
 
 # shellcheck disable=SC2086  # lists of tiers
 if [ -z "$at_once" ]; then
@@ -111,7 +106,7 @@ together='' clusters='' installation=''
 for tier in $prepared; do
     if can_run "$tier"; then
         case $tier in
-            apiserver*) clusters="$tier $clusters" ;;  # before the cluster tier, which has more pods to start
+            apiserver) clusters="$tier $clusters" ;;  # before the cluster tier, which has more pods to start
             cluster) clusters="$clusters $tier" ;;
             installation) installation=$tier ;;
             *) together="$together $tier" ;;

@@ -36,7 +36,7 @@ def main() -> int:
         return error.exit_code
     _set_up_logging(config)
     if config.metrics_port:
-        start_http_server(config.metrics_port)
+        start_http_server(config.metrics_port, config.address)
     code = 0
     try:
         asyncio.run(_operate(config))
@@ -55,6 +55,7 @@ async def _operate(config: configuration.Config) -> None:
         await _wait_for_crd(cluster, stop)
         lease = Lease(cluster, config)
         reconciler = Reconciler(cluster, config, lease.held)
+        host = f"[{config.address}]" if ":" in config.address else config.address
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(lease.run()), group.create_task(reconciler.run())]
             # kopf takes over the signals, and returns when one has requested its end.
@@ -62,7 +63,7 @@ async def _operate(config: configuration.Config) -> None:
                 registry=registry(config, reconciler, cluster.server),
                 clusterwide=not config.namespaces,
                 namespaces=config.namespaces,
-                liveness_endpoint=f"http://0.0.0.0:{config.health_port}/healthz" if config.health_port else None,
+                liveness_endpoint=f"http://{host}:{config.health_port}/healthz" if config.health_port else None,
                 standalone=True,
                 identity=config.identity,  # type: ignore[arg-type]  # a str whose own name kopf does not export
                 stop_flag=stop,

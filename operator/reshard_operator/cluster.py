@@ -20,24 +20,24 @@ from reshard_operator.objects import Event, Job, Object, Pod
 from reshard_operator.observation import Observation, Transform
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
 
 GROUP, VERSION = API_VERSION.split("/")
 PLURAL = "checkpointtransforms"
 FIELD_MANAGER = "reshard-operator"
 _SECONDS = 30.0
-# In a step with thousands of pods, this many are enough for a diagnosis.
+# In a step with thousands of pods, this many are enough for a diagnosis, or for the report of a commit.
 _MOST_WAITING = 50
-_MOST_FAILED = 200
-# Reading more pods than this for the report of a commit takes longer than a commit step, which finds the checkpoint complete.
-_MOST_READ = 5000
-_READ_AT_ONCE = 200
+_MOST_INDEXES = 200
 _PAGE = 500
 # Pods that start within this time need no diagnosis. Many pods take longer, because a cluster starts about this many per second.
 _USUAL_START = timedelta(seconds=5)
 _USUAL_STARTS_PER_SECOND = 20
-_EVENTS_COUNT_FOR = timedelta(minutes=5)
+# Kubernetes records a repeated Event of an object every 5 minutes, after the first 25.
+_EVENTS_COUNT_FOR = timedelta(minutes=15)
 _ALIVE = "status.phase!=Succeeded,status.phase!=Failed"
+_INDEX = "batch.kubernetes.io/job-completion-index"
+_OF_WEBHOOK = "admission webhook "
 _MERGE = "application/merge-patch+json"
 _JSON_PATCH = "application/json-patch+json"
 
@@ -54,6 +54,18 @@ class ApiError(Exception):
     def __init__(self, status: int, reason: str, message: str, fields: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.status, self.reason, self.fields = status, reason, fields
+
+    @property
+    def invalid(self) -> bool:
+        """True if no retry can succeed, because the object itself is invalid.
+
+        A webhook may also answer Invalid, but names no field of the spec. Without a code of its own, its answer has status 400.
+        """
+        if any(field.startswith("spec") for field in self.fields):
+            return True
+        return self.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or (
+            self.status == HTTPStatus.BAD_REQUEST and self.reason == "BadRequest" and not str(self).startswith(_OF_WEBHOOK)
+        )
 
 
 class NameTakenError(Exception):
@@ -84,10 +96,12 @@ class Cluster:
         """Close the connections."""
         await self._api.close()
 
-    async def transforms(self, namespaces: Sequence[str]) -> list[Object]:
-        """Return the transforms in these namespaces, or in all namespaces if the argument is empty."""
-        places = [_custom(namespace) for namespace in namespaces] or [f"/apis/{API_VERSION}/{PLURAL}"]
-        return [item for place in places for item in await self._list(place)]
+    async def transforms(self, namespaces: Sequence[str]) -> AsyncIterator[Object]:
+        """Yield the transforms in these namespaces, or in all namespaces if the argument is empty."""
+        for place in [_custom(namespace) for namespace in namespaces] or [f"/apis/{API_VERSION}/{PLURAL}"]:
+            async for page in self._pages(place, "", "", _PAGE):
+                for item in page:
+                    yield item
 
     async def observe(self, namespace: str, name: str) -> Observation | None:
         """Return the observation of a transform, or None if it was deleted."""
@@ -238,39 +252,39 @@ class Cluster:
             if "commit" not in current:
                 pods += await self._committing(place, labels, job)
         else:
-            waiting = await self._list(place, labels, "status.phase=Pending", _MOST_WAITING)
-            if any(Pod(item).waits_since(_usual_start(now, current)) for item in waiting):
+            waiting = [] if job.runs else await self._list(place, labels, "status.phase=Pending", _MOST_WAITING)
+            late = any(Pod(item).waits_since(_usual_start(now, current)) for item in waiting)
+            if late or job.active - job.ready > len(waiting) or job.status.get("terminating"):
                 # A pod that waits does not show that its node is lost, but one that runs there does.
-                waiting += await self._list(place, labels, "status.phase=Running", _PAGE)
-            elif not job.runs:
                 running = await self._list(place, labels, "status.phase=Running", _PAGE)
                 # Pods on a lost node are not ready either, but their containers run: no report, however often all pods are read.
                 if job.ends and not waiting and all(Pod(item).succeeded for item in running):
                     pods += await self._committing(place, labels, job)
                 waiting += running
             pods += map(Pod, waiting)
-        if not job.complete and (job.status.get("failed") or job.failed is not None):
-            pods += map(Pod, await self._list(place, labels, "status.phase=Failed", _MOST_FAILED))
+        failed = job.indexes("failedIndexes")[:_MOST_INDEXES]
+        if not job.complete and (failed or job.failed is not None):
+            of_failed = f"{labels},{_among(failed)}" if failed else labels
+            pods += map(Pod, await self._list(place, of_failed, "status.phase=Failed", _MOST_INDEXES))
         return pods
 
     async def _committing(self, place: str, labels: str, job: Job) -> list[Pod]:
-        """Return the pod of a Job that reports a commit, if it is among the first ones. Any index can be finished last."""
-        read = 0
-        async for items in self._pages(place, labels, "", _READ_AT_ONCE):
-            # Pods of earlier attempts may still exist.
-            mine = (pod for pod in map(Pod, items) if pod.owner == job.uid)
-            if (found := next((pod for pod in mine if pod.committed is not None), None)) is not None:
-                return [found]
-            if (read := read + len(items)) >= _MOST_READ:
-                break
-        return []
+        """Return the pod of a Job that reports a commit, if it is one of the last indexes, which start last.
+
+        Any index can be finished last. Otherwise, a commit step finds the checkpoint complete.
+        """
+        count = int(job.spec["completions"])
+        items = await self._list(place, f"{labels},{_among(range(max(0, count - _MOST_INDEXES), count))}")
+        # Pods of earlier attempts may still exist.
+        return [pod for pod in map(Pod, items) if pod.owner == job.uid and pod.committed is not None][:1]
 
     async def _events(self, transform: Transform, now: datetime, current: dict[str, Job], pods: list[Pod]) -> list[Event]:
         """Return the Warning Events of Jobs and pods that make no progress."""
         found: list[Event] = []
         place = f"/api/v1/namespaces/{transform.namespace}/events"
         idle = [job.uid for job in current.values() if not job.ended and not job.status.get("active")]
-        waiting = [pod.uid for pod in pods if pod.waits_since(_usual_start(now, current))][:3]
+        # The API server reads all Events of the namespace for each object.
+        waiting = [pod.uid for pod in pods if pod.waits_since(_usual_start(now, current))][:1]
         for uid in idle + waiting:
             items = await self._list(place, "", f"involvedObject.uid={uid},type=Warning", _MOST_WAITING)
             # The kubelet repeats a warning at least every few minutes while the cause exists.
@@ -332,6 +346,11 @@ class Cluster:
         except ValueError as error:
             raise ApiError(0, "Garbled", f"the response is not JSON: {error}") from error
         return found
+
+
+def _among(indexes: Iterable[int]) -> str:
+    """Return the label selector of pods with these completion indexes."""
+    return f"{_INDEX} in ({','.join(map(str, indexes))})"
 
 
 def _usual_start(now: datetime, current: dict[str, Job]) -> datetime:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from reshard.telemetry import LogFormat
 
 
+_EVERY_IPV4 = "0.0.0.0"  # noqa: S104 - the kubelet and Prometheus reach the pod from outside
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """The configuration of the operator.
@@ -29,6 +32,7 @@ class Config:
         identity: name of this replica.
         lease: name of the Lease for leader election. Empty means no leader election.
         resync_seconds: interval of a full reconciliation, in addition to watch events.
+        address: address on which metrics and the probe are served: all of IPv4, or all of IPv6 if the pod has such an address.
         metrics_port: port of the metrics endpoint. 0 means no metrics.
         health_port: port of the liveness probe. 0 means no probe.
         log_format: "json" or "text", for the operator and for these pods.
@@ -43,6 +47,7 @@ class Config:
     identity: str = "reshard-operator"
     lease: str = ""
     resync_seconds: float = 240.0
+    address: str = _EVERY_IPV4
     metrics_port: int = 0
     health_port: int = 0
     log_format: LogFormat = "json"
@@ -89,6 +94,7 @@ def load(environment: Mapping[str, str] = os.environ) -> Config:
         identity=environment.get("POD_NAME") or "reshard-operator",
         lease=environment.get("RESHARD_LEASE", ""),
         resync_seconds=number("RESHARD_RESYNC_SECONDS", 240),
+        address="::" if ":" in environment.get("POD_IP", "") else _EVERY_IPV4,
         metrics_port=int(number("RESHARD_METRICS_PORT", 0)),
         health_port=int(number("RESHARD_HEALTH_PORT", 0)),
         log_format="json" if one_of("RESHARD_LOG_FORMAT", "json", "text") == "json" else "text",

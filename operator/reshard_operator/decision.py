@@ -62,8 +62,10 @@ class Decision:
         status: new status of the resource. None means that the status is not changed.
         actions: actions to execute before the status is written.
         requeue_after_seconds: delay until the next observation, unless a watch reports a change earlier.
+        settle_seconds: least delay until the next observation, even if a watch reports a change.
     """
 
     status: Object | None = None
     actions: tuple[Action, ...] = field(default=())
     requeue_after_seconds: float | None = None
+    settle_seconds: float = 0.0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from reshard_operator.status import STUCK, Phase, State
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from reshard_operator.objects import Job, Pod
     from reshard_operator.observation import Observation
 
@@ -22,18 +24,29 @@ _CANNOT_START = {
 }
 _CANNOT_MOUNT = {"FailedMount", "FailedAttachVolume"}
 _DENIED = {"FailedCreate"}
+_MOST_NAMES = 3
 _UNSCHEDULABLE = "Unschedulable"
+_NODE_LOST = "NodeLost"
+
+
+class _Why(NamedTuple):
+    """Why a pod does not run, and whether it may never start."""
+
+    reason: str
+    message: str
+    stuck: bool = False
 
 
 def waiting_for(seen: Observation, job: Job, phase: Phase) -> State | None:
     """Return the state that describes why the pods of a Job do not run, or None if they run."""
-    pods = sorted(seen.pods_of(job), key=lambda pod: not pod.lost)  # a lost node explains why others wait, not the reverse
-    for pod in pods:
-        if (found := _why(seen, pod)) is not None:
-            reason, message, stuck = found
-            if reason == _UNSCHEDULABLE and job.status.get("ready"):
-                continue  # other pods of the Job run, and this one follows
-            return State(phase, reason, f"pod {pod.name}: {message}", stuck=stuck)
+    pods = seen.pods_of(job)
+    found = [(pod, why) for pod in pods if (why := _why(seen, pod)) is not None]
+    if job.ready:  # a pod that is not scheduled follows when others have ended
+        found = [(pod, why) for pod, why in found if why.reason != _UNSCHEDULABLE]
+    if found:
+        # Pods on a lost node and pods that cannot start may occupy what others wait for, not the reverse.
+        pod, why = min(found, key=lambda each: (each[1].reason != _NODE_LOST, not each[1].stuck))
+        return State(phase, why.reason, f"pod {pod.name}: {why.message}", stuck=why.stuck)
     if not job.status.get("active") and not any(pod.alive for pod in pods):
         denied = seen.newest_warning(job.uid, _DENIED)
         if denied is not None:
@@ -47,21 +60,34 @@ def stuck_seconds(seen: Observation) -> float:
     return (seen.now - datetime.fromisoformat(since)).total_seconds() if since else 0.0
 
 
-def _why(seen: Observation, pod: Pod) -> tuple[str, str, bool] | None:
+def left_behind(pods: Sequence[Pod], phase: Phase) -> State:
+    """Return the state of a transform that waits for the end of earlier pods."""
+    for pod in pods:
+        if pod.lost:
+            return State(phase, _NODE_LOST, f"pod {pod.name} of an earlier Job: {_lost(pod, 'does not end')}")
+    names = ", ".join(pod.name for pod in pods[:_MOST_NAMES])
+    return State(phase, phase.value, f"waiting for {len(pods)} earlier pods to terminate: {names}")
+
+
+def _lost(pod: Pod, effect: str) -> str:
+    until = "until the node recovers, is deleted, or gets the out-of-service taint"
+    return f"node {pod.node} is not responding; the pod {effect} {until}"
+
+
+def _why(seen: Observation, pod: Pod) -> _Why | None:
     if pod.lost:
-        gone = "the pod is not replaced until the node recovers, is deleted, or gets the out-of-service taint"
-        return "NodeLost", f"node {pod.node} is not responding; {gone}", False
+        return _Why(_NODE_LOST, _lost(pod, "is not replaced"))
     if pod.phase != "Pending":
         return None
     scheduled = pod.condition("PodScheduled")
     if scheduled.get("status") == "False":
-        return _UNSCHEDULABLE, str(scheduled.get("message") or "the pod has not been scheduled yet"), False
+        return _Why(_UNSCHEDULABLE, str(scheduled.get("message") or "the pod has not been scheduled yet"))
     reason = str(pod.waiting.get("reason") or "")
     if reason in _CANNOT_START:
-        return reason, str(pod.waiting.get("message") or reason), True
+        return _Why(reason, str(pod.waiting.get("message") or reason), stuck=True)
     unmounted = seen.newest_warning(pod.uid, _CANNOT_MOUNT)
     if unmounted is not None:
         # For a missing key Kubernetes names only the volume, so add the Secret or ConfigMap.
         of = [what for volume, what in pod.entries.items() if f'"{volume}"' in unmounted.message]
-        return unmounted.reason, f"{unmounted.message} ({of[0]})" if of else unmounted.message, True
+        return _Why(unmounted.reason, f"{unmounted.message} ({of[0]})" if of else unmounted.message, stuck=True)
     return None

@@ -56,7 +56,7 @@ class Lease:
         Raises:
             LostLeaseError: another replica has taken over the Lease.
         """
-        metrics.LEADING.set(0 if self._config.lease else 1)
+        metrics.LEADING.set_function(lambda: float(self.held()))
         while self._config.lease:
             try:
                 await self._round()
@@ -105,7 +105,6 @@ class Lease:
             return  # another replica was quicker; the next round shows which
         if self._held_since is None:
             log.info("this replica holds the lease")
-            metrics.LEADING.set(1)
             self._held_since = began
         self._renewed = began
 

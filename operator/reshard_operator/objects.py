@@ -100,16 +100,31 @@ class Job(KubeObject):
 
     @property
     def runs(self) -> bool:
-        """True if all expected pods run, so that the watch of the Job reports every change."""
-        active = int(self.status.get("active") or 0)
-        return active > 0 and int(self.status.get("ready") or 0) >= active
+        """True if all pods run, so that the watch of the Job reports every change.
+
+        A pod on a lost node is only terminating once it has been deleted, and no longer active.
+        """
+        return self.active > 0 and self.ready >= self.active and not self.status.get("terminating")
 
     @property
     def ends(self) -> bool:
         """True if a few indexes have not succeeded yet, and none of their pods is ready any more: their containers have ended."""
-        active = int(self.status.get("active") or 0)
-        done = len(self.indexes("completedIndexes"))
-        return 0 < active <= _FEW and not self.status.get("ready") and done + active >= int(self.spec["completions"])
+        return 0 < self.active <= _FEW and not self.ready and self.active >= self.left
+
+    @property
+    def active(self) -> int:
+        """Number of pods that neither have ended nor are being deleted."""
+        return int(self.status.get("active") or 0)
+
+    @property
+    def ready(self) -> int:
+        """Number of active pods that are ready: those whose containers run, because they have no readiness probe."""
+        return int(self.status.get("ready") or 0)
+
+    @property
+    def left(self) -> int:
+        """Number of indexes of an Indexed Job that have not succeeded yet."""
+        return int(self.spec["completions"]) - len(self.indexes("completedIndexes"))
 
     def variable(self, name: str) -> str:
         """Return the value of an environment variable of the container.

@@ -95,6 +95,13 @@ class Transform:
         )
 
 
+def is_settled(resource: Object) -> bool:
+    """Return whether the status of a CheckpointTransform is final, and belongs to its current spec."""
+    status, generation = resource.get("status") or {}, resource["metadata"].get("generation", 1)
+    is_current = (status.get("attempt", 1), status.get("observedGeneration")) == (_attempt(resource), generation)
+    return is_current and "completionTime" in status
+
+
 def _attempt(resource: Object) -> int:
     """Return the number of the attempt, even if the rest of the spec is invalid."""
     try:

@@ -64,6 +64,9 @@ _SOON_SECONDS = 1.0
 # The end of a container is noticed at most this much of its Job's age late, before Kubernetes completes the Job.
 _LATE = 1 / 8
 _LEAST_LATE_SECONDS = 0.5
+# The status of a Job with many pods changes every second. Until its last pods, it is looked at less often.
+_LEFT_PER_SECOND = 200
+_LONGEST_SETTLE_SECONDS = 5.0
 # Jobs whose containers have succeeded end within this time, unless another container of their pods never ends.
 _ENDING_SECONDS = 60.0
 _STOPPED_EARLY = "; the other ranks were stopped, because more pods had failed than spec.execution.parallelism"
@@ -106,7 +109,9 @@ def _carry_out(seen: Observation, spec: TransformSpec, planned: PlanMessage, con
     if job is not None:
         details |= rank_details(seen, job, ranks, planned.grouping, _failures(seen, job, ranks, planned.grouping))
     if ranks and (job is None or not job.complete):
-        return _step(seen, spec, "ranks", jobs.ranks_job(seen.transform, config, planned), details)
+        decision = _step(seen, spec, "ranks", jobs.ranks_job(seen.transform, config, planned), details)
+        settle = min(_LONGEST_SETTLE_SECONDS, job.left / _LEFT_PER_SECOND) if job is not None else 0.0
+        return replace(decision, settle_seconds=settle)
     # An index has no ranks, and a pod may be deleted before its report is read.
     return _step(seen, spec, "commit", jobs.commit_job(seen.transform, config, planned, _next_run(seen, "commit")), details)
 
@@ -174,13 +179,16 @@ def _step(seen: Observation, spec: TransformSpec, step: str, manifest: Object, d
         return _fail(seen, reason, message, details)
     if step == "transform" and seen.rivals:  # both were created before one of them was observed
         return _set_status(seen, _busy(seen, Phase.PENDING), details, _SOON_SECONDS, Delete(job))
+    queue = job.label(LABEL_QUEUE)
+    ending = replace(doing, reason="Suspending", message="waiting for pods to terminate")
+    if spec.suspend and queue:  # Kueue would resume it
+        return _set_status(seen, ending, details, _REQUEUE_SECONDS, Delete(job))
     actions = _adjust(spec, step, job, manifest)
     if spec.suspend and job.suspended:
         return _set_status(seen, _SUSPENDED, details, None, *actions)
     if spec.suspend:
-        ending = replace(doing, reason="Suspending", message="waiting for pods to terminate")
         return _set_status(seen, ending, details, _REQUEUE_SECONDS, *actions)
-    if job.suspended and (queue := job.label(LABEL_QUEUE)):
+    if job.suspended and queue:
         queued = replace(doing, reason="Queued", message=f"waiting for the queue {queue}")
         return _set_status(seen, queued, details, None, *actions)
     trouble = diagnosis.waiting_for(seen, job, doing.phase)
@@ -209,32 +217,36 @@ def _requeue_after(seen: Observation, step: str, job: Job) -> float | None:
 def _begin(seen: Observation, spec: TransformSpec, step: str, manifest: Object, details: Object | None) -> Decision:
     """Create the Job of a step, as soon as no other pod can write to the target."""
     starting = _STEPS[step].doing("creating the Job")
+    if (ending := _end_earlier(seen, spec, starting, details)) is not None:
+        return ending
     if spec.suspend:
         return _set_status(seen, _SUSPENDED, details, None)
     if seen.rivals and step != "commit":
         phase = starting.phase if step == "ranks" else Phase.PENDING
         return _set_status(seen, _busy(seen, phase), details, _REQUEUE_SECONDS)
-    running = [job for job in seen.old_jobs if not job.ended]
-    if running:
-        stop = (Delete(job) for job in running if not job.deleting)
-        return _set_status(
-            seen,
-            replace(starting, message="waiting for the Jobs of the previous attempt to be deleted"),
-            details,
-            _SOON_SECONDS,
-            *stop,
-        )
-    ours = {job.uid for job in seen.jobs.values()}
-    if any(pod.alive and pod.owner not in ours for pod in seen.pods):
-        return _set_status(
-            seen, replace(starting, message="waiting for pods of the previous attempt to terminate"), details, _SOON_SECONDS
-        )
     # Use the message that applies once the Job runs, which saves one status write.
     name = manifest["metadata"]["name"]
     starting = replace(starting, message=_progress(step, name, _next_run(seen, step), details))
     named = {"jobs": {s: job.name for s, job in seen.jobs.items()} | {step: name}}
     creations = (Create(each) for each in (*jobs.spec_config_maps(seen.transform), manifest))
     return _set_status(seen, starting, named | (details or {}), _REQUEUE_SECONDS, *creations)
+
+
+def _end_earlier(seen: Observation, spec: TransformSpec, starting: State, details: Object | None) -> Decision | None:
+    """Delete the Jobs of earlier attempts and runs, and wait for their pods. Return None if there are none."""
+    running = [job for job in seen.old_jobs if not job.ended]
+    ours = {job.uid for job in seen.jobs.values()}
+    alive = [pod for pod in seen.pods if pod.alive and pod.owner not in ours]
+    if running:
+        found = replace(starting, message="waiting for the Jobs of the previous attempt to be deleted")
+    elif alive:
+        found = diagnosis.left_behind(alive, starting.phase)
+    else:
+        return None
+    if spec.suspend and found.reason == starting.reason:
+        found = replace(found, reason="Suspending")
+    after = _REQUEUE_SECONDS if found.reason == "NodeLost" else _SOON_SECONDS
+    return _set_status(seen, found, details, after, *(Delete(job) for job in running if not job.deleting))
 
 
 def _busy(seen: Observation, phase: Phase) -> State:

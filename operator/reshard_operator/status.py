@@ -97,6 +97,9 @@ def build(transform: Transform, state: State, now: datetime, details: Object | N
     status.setdefault("startTime", _time(now))
     if state.phase.terminal:
         status["completionTime"] = last.get("completionTime", _time(now))
+        status.pop("expectedCompletionTime", None)
+        if "ranks" in status:
+            status["ranks"] = status["ranks"] | {"active": 0}
     return status
 
 
@@ -229,7 +232,7 @@ def event(status: Object) -> tuple[str, str]:
     """Return the type and the note of the Event for a status. The note of a failure ends with a link to the documentation."""
     ready = status["conditions"][0]
     if status["phase"] != Phase.FAILED.value:
-        return "Normal", ready["message"]
+        return "Warning" if waits_for(status) else "Normal", ready["message"]
     return "Warning", f"{ready['message'][:_LONGEST_NOTE]}. See {documentation(ready['reason'])}"
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from reshard_operator import metrics
 from reshard_operator.cluster import ApiError, NameTakenError
 from reshard_operator.decision import Create
+from reshard_operator.observation import is_settled
 from reshard_operator.reconcile import reconcile, refused
 from reshard_operator.status import event, only_counts_differ
 from reshard_operator.workqueue import WorkQueue
@@ -75,10 +76,14 @@ class Reconciler:
         """Enqueue every transform periodically, in case a watch missed a change."""
         while True:
             try:
-                for resource in await self._cluster.transforms(self._config.namespaces):
-                    self.enqueue(resource["metadata"]["namespace"], resource["metadata"]["name"], random.uniform(0, 1))
-                for key in self._phases:  # also deleted transforms whose deletion no watch reported
-                    self.enqueue(*key, random.uniform(0, 1))
+                gone = {*self._phases}
+                async for resource in self._cluster.transforms(self._config.namespaces):
+                    namespace, name = resource["metadata"]["namespace"], resource["metadata"]["name"]
+                    if not ((namespace, name) in gone and is_settled(resource)):
+                        self.enqueue(namespace, name, random.uniform(0, 1))
+                    gone.discard((namespace, name))
+                for namespace, name in gone:  # no watch has reported their deletion
+                    self.enqueue(namespace, name, random.uniform(0, 1))
                 self.last_resync = time.monotonic()
                 await asyncio.sleep(self._config.resync_seconds)
             except ApiError as error:
@@ -88,10 +93,11 @@ class Reconciler:
     async def _work(self) -> None:
         while True:
             key = await self._next()
-            started = time.monotonic()
+            started, settle = time.monotonic(), _SETTLE_SECONDS
             try:
                 with metrics.RECONCILE_SECONDS.time():
-                    again = await self._reconcile(*key)
+                    again, wanted = await self._reconcile(*key)
+                settle = max(settle, wanted)
                 self._failures.pop(key, None)
                 self._requeue_after(key, again)
             except ApiError as error:
@@ -103,7 +109,7 @@ class Reconciler:
                 self._retry(key, quiet=True, error=error)
             finally:
                 # Slow reconciles of one transform occupy a worker at most half of the time.
-                pause = max(_SETTLE_SECONDS, time.monotonic() - started)
+                pause = max(settle, time.monotonic() - started)
                 asyncio.get_running_loop().call_later(pause, self._free, key)
 
     def _free(self, key: Key) -> None:
@@ -141,17 +147,21 @@ class Reconciler:
             except TimeoutError:
                 continue
 
-    async def _reconcile(self, namespace: str, name: str) -> float | None:
-        """Reconcile a transform. Return the seconds until the next reconciliation, unless an event occurs earlier."""
+    async def _reconcile(self, namespace: str, name: str) -> tuple[float | None, float]:
+        """Reconcile a transform.
+
+        Returns:
+            The seconds until the next reconciliation, unless an event occurs earlier, and the least number of them.
+        """
         seen = await self._cluster.observe(namespace, name)
         if seen is None:
             self._phases.count((namespace, name), None)
             self._counted.pop((namespace, name), None)
-            return None
+            return None, 0.0
         decision = reconcile(seen, self._config)
         for action in decision.actions:
             if not self._may_write():
-                return 1.0
+                return 1.0, 0.0
             try:
                 await self._cluster.act(seen.transform, action)
                 log.info("%s", type(action).__name__, extra={"transform": f"{namespace}/{name}", "object": action.name})
@@ -161,11 +171,11 @@ class Reconciler:
             except ApiError as error:
                 if not isinstance(action, Create) or error.status not in {400, 403, 404, 413, 422}:
                     raise
-                # No retry fixes an invalid Job. A webhook may also answer Invalid, but names no field.
-                good = error.status in {400, 413} or any(field.startswith("spec") for field in error.fields)
-                decision = refused(seen, decision, "InvalidPod" if good else "JobDenied", str(error), for_good=good)
+                decision = refused(
+                    seen, decision, "InvalidPod" if error.invalid else "JobDenied", str(error), for_good=error.invalid
+                )
                 break
-        return await self._set_status(seen, decision)
+        return await self._set_status(seen, decision), decision.settle_seconds
 
     async def _set_status(self, seen: Observation, decision: Decision) -> float | None:
         transform, status = seen.transform, decision.status

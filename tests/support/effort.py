@@ -6,8 +6,8 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-_PERCENT = {"development": 10, "ci": 25, "all": 100}
-PROFILE = os.environ.get("RESHARD_TEST_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "development")
+_PERCENT = {"few": 10, "all": 100}
+PROFILE = os.environ.get("RESHARD_TEST_PROFILE") or "few"
 
 
 def share(count: int) -> int:

@@ -106,6 +106,9 @@ class MemorySource:
         content = self.files.get(path)
         return None if content is None else Stat(path.rpartition("/")[2], is_folder=False, size=len(content), version="1")
 
+    def names(self, path: str) -> list[str]:
+        return [found.name for found in self.list(path)]
+
     def list_folders(self, paths: Sequence[str]) -> Sequence[Sequence[Stat]]:
         return [self.list(path) for path in paths]
 

@@ -40,6 +40,7 @@ class StoreContract:
         assert [(s.name, s.is_folder, s.size) for s in store.list("a")] == [("b", False, 5), ("c", True, 0)]
         assert [s.name for s in store.list("")] == ["a"]
         assert store.list("nothing") == []
+        assert (sorted(store.names("a")), [*store.names("nothing")]) == (["b", "c"], [])
         found = store.stat("a/b")
         assert found is not None
         assert (found.size, found.is_folder) == (5, False)

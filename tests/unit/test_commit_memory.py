@@ -12,11 +12,13 @@ import pytest
 
 from reshard.checkpoint.inventory import Inventory
 from reshard.checkpoint.manifest import FileRecord, Loss
+from reshard.checkpoint.output import digest_of_tensors
 from reshard.engine.memory import commit_bytes, memory_bytes
 from reshard.formats.registry import output_format
 from reshard.layout import Layout
 from reshard.layout.box import Box
 from reshard.plan import Kind, Model, Parameter, Role
+from reshard.progress import Silent
 from reshard.spec.request import Options, Request
 from reshard.spec.rules import CastRule
 from reshard.storage import open_store
@@ -25,7 +27,9 @@ from reshard.target.cast_losses import CastLosses
 from reshard.target.fingerprint_sums import FingerprintSums, SliceFingerprints
 from reshard.target.folder import TargetFolder
 from reshard.transform.complete import commit_checkpoint
+from reshard.transform.inputs import Inputs
 from reshard.transform.plan import plan_transform
+from reshard.transform.prepare import prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,6 +47,7 @@ def peak_of_commit(folder: Path, ranks: int, form: str, *, cast: bool) -> int:
     options = Options(format=form, verification="None", cast=(CastRule("*", "BFloat16"),) if cast else ())
     request = Request(str(made.source), str(folder / "target"), None, str(made.target_strategy), options=options)
     digest = plan_transform(request, write=True).digest
+    task = prepare(Inputs(request), Silent(), workers=1)
     state = TargetFolder(open_store(request.target), None).task(digest)
     rng = np.random.default_rng(0)
     losses = CastLosses.of({number: Loss(1000 + number, number) for number in range(NAMES)} if cast else {})
@@ -50,8 +55,18 @@ def peak_of_commit(folder: Path, ranks: int, form: str, *, cast: bool) -> int:
         path = folder / "target" / output_format(form).path(rank, ranks, f"rank_{rank}/checkpoint_{rank}")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
+        name, described = path.relative_to(folder / "target").as_posix(), task.tensors(rank)
         record = FileRecord(
-            rank, path.relative_to(folder / "target").as_posix(), 1, "xxh3-128:" + "0" * 32, 1, 1, 0, "None", rounded=int(cast)
+            rank,
+            name,
+            1,
+            "xxh3-128:" + "0" * 32,
+            1,
+            1,
+            0,
+            "None",
+            rounded=int(cast),
+            tensors="" if form == "Safetensors" else digest_of_tensors(described),
         )
         sums = rng.integers(1 << 63, size=NAMES).astype(np.uint64)
         state.record(record, losses, (SliceFingerprints.of(Box((rank,), (1,)), np.arange(NAMES), sums),))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from pretend_cluster import PretendCluster, conditions, ready, resource
 
+from reshard_operator.cluster import _of_response
 from reshard_operator.objects import CONTAINER, Event
 from reshard_operator.reconcile import refused
 
@@ -93,6 +96,21 @@ def test_waiting_for_a_node_is_never_given_up() -> None:
     assert "0/3 nodes" in ready(cluster)["message"]
 
 
+def test_pods_that_cannot_start_are_given_up_although_newer_ones_have_no_node() -> None:
+    """They occupy what the others wait for."""
+    cluster = PretendCluster(resource(execution={"startupDeadlineSeconds": 60}))
+    stuck_pod(cluster, {"reason": "ImagePullBackOff", "message": "no such image"})
+    newer = copy.deepcopy(cluster.pods[0])
+    newer["metadata"] |= {"name": "newer", "uid": "newer", "creationTimestamp": "2026-02-01T00:00:00Z"}
+    newer["status"] = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False"}]}
+    cluster.pods.append(newer)
+    cluster.work()
+    assert ready(cluster)["reason"] == "ImagePullBackOff"
+    cluster.now += timedelta(seconds=61)
+    cluster.work()
+    assert ready(cluster)["reason"] == "PodsNotStarting"
+
+
 def test_a_lost_node_is_named_while_others_progress() -> None:
     cluster = PretendCluster(resource(execution={"startupDeadlineSeconds": 0}))
     stuck_pod(cluster, {})
@@ -127,3 +145,21 @@ def test_jobs_that_the_api_server_refuses(*, for_good: bool, phase: str) -> None
     decision = refused(cluster.see(), cluster.decide(), "JobDenied", "quota", for_good=for_good)
     assert decision.status is not None
     assert decision.status["phase"] == phase
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "message", "field", "invalid"),
+    [
+        (422, "Invalid", "Job is invalid", "spec.template.spec.tolerations[0].key", True),
+        (400, "BadRequest", 'strict decoding error: unknown field "a"', "", True),
+        (413, "RequestEntityTooLarge", "too large", "", True),
+        (400, "", 'admission webhook "a.example" denied the request: not now', "", False),
+        (400, "BadRequest", 'admission webhook "a.example" denied the request: not now', "", False),
+        (403, "Forbidden", "exceeded quota", "", False),
+        (422, "Invalid", 'admission webhook "a.example" denied the request', "", False),
+    ],
+)
+def test_only_an_invalid_job_is_refused_for_good(status: int, reason: str, message: str, field: str, *, invalid: bool) -> None:
+    """A webhook that denies without a code gets status 400 (`ToStatusErr` in apiserver's admission plugin)."""
+    answer = {"reason": reason, "message": message, "details": {"causes": [{"field": field}] if field else []}}
+    assert _of_response(status, json.dumps(answer)).invalid == invalid

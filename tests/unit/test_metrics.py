@@ -16,7 +16,7 @@ from reshard_operator.status import WAITING, Phase
 from reshard_operator.worker import Reconciler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from reshard_operator.observation import Observation
 
@@ -58,8 +58,9 @@ class Watched:
         self.pretend, self.gone = PretendCluster(), False
         self.events: list[str] = []
 
-    async def transforms(self, _: Sequence[str]) -> list[dict[str, Any]]:
-        return [] if self.gone else [self.pretend.resource]
+    async def transforms(self, _: Sequence[str]) -> AsyncIterator[dict[str, Any]]:
+        if not self.gone:
+            yield self.pretend.resource
 
     async def observe(self, *_: str) -> Observation | None:
         self.pretend.advance()

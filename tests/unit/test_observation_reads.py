@@ -13,6 +13,7 @@ import pytest
 from pretend_cluster import CONFIG, PretendCluster, committing, resource
 
 from reshard_operator.cluster import Cluster
+from reshard_operator.objects import Pod
 from reshard_operator.reconcile import reconcile
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Server(Cluster):
         phase = query.get("fieldSelector", "").removeprefix("status.phase=")
         steps = re.split(r"\W+", query["labelSelector"].partition("reshard.dev/step")[2])
         found = [pod for pod in self.pretend.pods if phase in {"", pod["status"]["phase"]}]
+        if among := re.search(r"job-completion-index in \(([0-9,]*)\)", query["labelSelector"]):
+            found = [pod for pod in found if str(Pod(pod).index) in among[1].split(",")]
         items = [pod for pod in found if pod["metadata"]["labels"]["reshard.dev/step"] in steps]
         begin, limit = int(query.get("continue", 0)), int(query["limit"])
         page = items[begin : begin + limit]
@@ -112,6 +115,42 @@ def test_a_lost_node_is_found_although_another_of_its_pods_has_not_started(serve
     assert reason(server) == "NodeLost"
 
 
+def test_a_lost_node_is_found_while_other_pods_run(server: Server) -> None:
+    """After five minutes, its pods are deleted, and no longer active."""
+    runs, lost = server.pretend.pods[-2:]
+    for pod, is_ready in ((runs, "True"), (lost, "False")):
+        pod["status"] = {
+            "phase": "Running",
+            "conditions": [{"type": "Ready", "status": is_ready}],
+            "containerStatuses": [{"name": "reshard", "state": {"running": {}}}],
+        }
+    job = ranks_job(server.pretend)
+    job["status"] |= {"active": 2, "ready": 1}
+    assert reason(server) == "NodeLost"
+    job["status"] |= {"active": 1, "ready": 1, "terminating": 1}
+    assert reason(server) == "NodeLost"
+
+
+def test_pods_that_run_or_were_replaced_are_not_read(server: Server) -> None:
+    """There may be thousands of them."""
+    job = ranks_job(server.pretend)
+    job["status"] |= {"active": 2, "ready": 2, "failed": 300}
+    server.see()
+    assert server.read == []
+    server.pretend.pods[-1]["status"] = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False"}]}
+    job["status"] |= {"ready": 1}
+    server.see()
+    assert server.read == [1]
+
+
+def test_the_failures_of_indexes_are_read_and_no_others(server: Server) -> None:
+    job, pods = ranks_job(server.pretend), server.pretend.pods[-6:]
+    for pod in pods:
+        pod["status"] |= {"phase": "Failed"}
+    job["status"] |= {"active": 2, "ready": 2, "failed": 6, "failedIndexes": "5", "completedIndexes": ""}
+    assert [pod.index for pod in server.see().pods if pod.phase == "Failed"] == [5]
+
+
 def reason(server: Server) -> str:
     decision = reconcile(server.see(), CONFIG)
     assert decision.status is not None
@@ -170,7 +209,7 @@ def test_others_that_write_are_looked_for_only_before_a_job_is_created(mode: str
     assert len(server.read) == 3
 
 
-@pytest.mark.parametrize(("active", "age", "reads"), [(1, 4, 0), (1, 6, 3), (1000, 50, 0), (1000, 60, 3)])
+@pytest.mark.parametrize(("active", "age", "reads"), [(1, 4, 0), (1, 6, 1), (1000, 50, 0), (1000, 60, 1)])
 def test_warnings_are_read_only_for_pods_that_start_more_slowly_than_usual(
     server: Server, active: int, age: int, reads: int
 ) -> None:

@@ -16,11 +16,11 @@ from pretend_cluster import COMMIT, CONFIG, PLAN, PretendCluster, committing, co
 from reshard.errors import documentation
 from reshard_operator.decision import Create, Delete, Patch
 from reshard_operator.labels import ANNOTATION_CREATED, LABEL_QUEUE
-from reshard_operator.objects import Job, Pod
+from reshard_operator.objects import CONTAINER, Job, Pod
 from reshard_operator.observation import Transform
 from reshard_operator.reconcile import reconcile, refused
 from reshard_operator.rivals import holds_target
-from reshard_operator.status import event, only_counts_differ
+from reshard_operator.status import event, only_counts_differ, waits_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -389,6 +389,84 @@ def test_kueue_starts_the_ranks() -> None:
     assert cluster.status["phase"] == "Complete"
 
 
+def test_a_queued_job_is_deleted_while_the_transform_is_suspended() -> None:
+    """Kueue starts a Job of an admitted workload, whoever has suspended it."""
+    made = resource()
+    made["metadata"]["labels"] = QUEUE
+    cluster = PretendCluster(made)
+    cluster.settle()
+    job = next(job for name, job in cluster.jobs.items() if name.endswith("ranks"))
+    job["spec"]["suspend"] = False  # admitted
+    cluster.advance()
+    cluster.change(suspend=True)
+    cluster.settle()
+    assert cluster.status["phase"] == "Suspended"
+    assert not any(name.endswith("ranks") for name in cluster.jobs)
+    cluster.change(suspend=False)
+    cluster.settle()
+    assert ready(cluster)["reason"] == "Queued"
+    next(job for name, job in cluster.jobs.items() if name.endswith("ranks"))["spec"]["suspend"] = False
+    cluster.settle()
+    assert cluster.status["phase"] == "Complete"
+
+
+def test_a_new_attempt_that_is_suspended_ends_the_earlier_one_first() -> None:
+    cluster = PretendCluster()
+    while "ranks" not in "".join(cluster.created):
+        cluster.work()
+        cluster.advance()
+    pods = [pod for pod in cluster.pods if Pod(pod).alive]
+    assert pods
+    cluster.change(execution={"attempt": 2}, suspend=True)
+    cluster.work()
+    assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Planning", "Suspending")
+    assert not cluster.working
+    cluster.pods += pods  # they end later
+    cluster.work()
+    assert ready(cluster)["reason"] == "Suspending"
+    assert pods[0]["metadata"]["name"] in ready(cluster)["message"]
+    cluster.pods.clear()
+    cluster.work()
+    assert (cluster.status["phase"], cluster.working) == ("Suspended", [])
+
+
+def test_a_new_attempt_names_the_lost_node_that_it_waits_for() -> None:
+    cluster = PretendCluster()
+    cluster.work()
+    cluster.advance()
+    (pod,) = cluster.pods
+    cluster.change(execution={"attempt": 2})
+    cluster.work()
+    pod["spec"] = {"nodeName": "node-7"}
+    pod["status"] = {
+        "phase": "Running",
+        "containerStatuses": [{"name": CONTAINER, "state": {"running": {}}}],
+        "conditions": [{"type": "Ready", "status": "False"}],
+    }
+    cluster.pods = [pod]
+    decision = cluster.work()
+    assert ready(cluster)["reason"] == waits_for(cluster.status) == "NodeLost"
+    assert "node node-7 is not responding" in ready(cluster)["message"]
+    assert decision.requeue_after_seconds == 5
+    cluster.pods = []
+    cluster.settle()
+    assert cluster.status["phase"] == "Complete"
+
+
+def test_nothing_is_expected_of_a_transform_that_has_failed() -> None:
+    said = {"reason": "Truncated", "message": "m", "exitCode": 65}
+    cluster = PretendCluster(resource(execution={"parallelism": 4}), outcome=failing("ranks", 65, said, tuple(range(6))))
+    while "ranks" not in "".join(cluster.created):
+        cluster.work()
+        cluster.advance()
+    job = next(job for name, job in cluster.jobs.items() if name.endswith("ranks"))
+    cluster.resource["status"]["expectedCompletionTime"] = "2026-01-01T00:00:00Z"
+    job["status"] = {"active": 4, "conditions": [{"type": "Failed", "status": "True", "reason": "DeadlineExceeded"}]}
+    cluster.work()
+    assert (cluster.status["phase"], cluster.status["ranks"]["active"]) == ("Failed", 0)
+    assert "expectedCompletionTime" not in cluster.status
+
+
 def test_the_generation_is_kept_up_to_date_after_the_end() -> None:
     cluster = PretendCluster()
     cluster.settle()
@@ -442,6 +520,8 @@ def test_any_order_repetition_or_loss_ends_in_the_same_state(
         else:
             cluster.meet(moment)
         assert len(cluster.working) <= 1
+        if moment == "work" and cluster.status["phase"] == "Suspended":
+            assert not cluster.working
     cluster.resource["spec"].pop("sauce", None)
     cluster.change(suspend=False)
     cluster.settle(60)
@@ -455,12 +535,14 @@ def test_any_order_repetition_or_loss_ends_in_the_same_state(
 
 
 def test_the_event_of_a_failure_ends_with_its_documentation() -> None:
-    status = {"phase": "Failed", "conditions": [{"reason": "SourceRankMissing", "message": "x" * 2000}]}
+    status = {"phase": "Failed", "conditions": [{"type": "Ready", "reason": "SourceRankMissing", "message": "x" * 2000}]}
     kind, note = event(status)
     assert kind == "Warning"
     assert note.endswith(f"x. See {documentation('SourceRankMissing')}")
     assert len(note) < 1000
     assert event(status | {"phase": "Complete"}) == ("Normal", "x" * 2000)
+    waiting = {"phase": "Planning", "conditions": [{"type": "Ready", "reason": "TargetBusy", "message": "waiting"}]}
+    assert event(waiting) == ("Warning", "waiting")
 
 
 def test_a_second_plan_does_not_change_the_ranks_of_a_running_job() -> None:

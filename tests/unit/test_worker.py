@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from pretend_cluster import CONFIG, PretendCluster
 
 from reshard_operator import worker
+from reshard_operator.observation import is_settled
 from reshard_operator.worker import Reconciler, requeue_delay
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from reshard_operator.cluster import Cluster
     from reshard_operator.observation import Observation
@@ -24,14 +26,16 @@ class Counted:
 
     def __init__(self, seconds: float = 0.0) -> None:
         self._seconds = seconds
+        self.resources = list[dict[str, Any]]()
         self.observations = 0
         self.observed = asyncio.Event()
         self._pretend = PretendCluster()
         self._pretend.settle()
         self.seen: Callable[[str], Observation] = lambda _: self._pretend.see()
 
-    async def transforms(self, *_: object) -> list[dict[str, Any]]:
-        return []
+    async def transforms(self, *_: object) -> AsyncIterator[dict[str, Any]]:
+        for resource in self.resources:
+            yield resource
 
     async def write_status(self, *_: object) -> None: ...
 
@@ -118,3 +122,47 @@ def test_only_transforms_that_are_looked_at_again_count(monkeypatch: pytest.Monk
 
     asyncio.run(asyncio.wait_for(story(), 60))
     assert counts == [1, 2]
+
+
+def test_a_resync_looks_at_ended_transforms_only_once() -> None:
+    """Their number grows for as long as nobody deletes them."""
+    cluster, ended, unfinished = Counted(), PretendCluster(), PretendCluster()
+    ended.settle()
+    assert is_settled(ended.resource)
+    unfinished.work()
+    unfinished.resource["metadata"]["name"] = "unfinished"
+    cluster.resources = [ended.resource, unfinished.resource]
+    names, enough = list[str](), asyncio.Event()
+
+    def see(name: str) -> Observation:
+        names.append(name)
+        if names.count("unfinished") == 3:
+            enough.set()
+        return (unfinished if name == "unfinished" else ended).see()
+
+    cluster.seen = see
+
+    async def story() -> None:
+        reconciler = Reconciler(cast("Cluster", cluster), replace(CONFIG, resync_seconds=0.3), lambda: True)
+        working = asyncio.create_task(reconciler.run())
+        await enough.wait()
+        working.cancel()
+
+    asyncio.run(asyncio.wait_for(story(), 60))
+    assert names.count("a.transform") == 1
+    ended.change(suspend=True)
+    assert not is_settled(ended.resource)
+
+
+def test_a_job_with_many_pods_is_looked_at_less_often() -> None:
+    cluster = PretendCluster()
+    while not (jobs := [job for name, job in cluster.jobs.items() if name.endswith("ranks")]):
+        cluster.work()
+        cluster.advance()
+    (job,) = jobs
+    job["status"] |= {"active": 6, "ready": 6}
+    waits = []
+    for count in (10_000, 1_000, 200, 6):
+        job["spec"]["completions"] = count
+        waits.append(cluster.decide().settle_seconds)
+    assert waits == [5.0, 5.0, 1.0, 0.03]

@@ -253,6 +253,9 @@ class Store(ReadStore, Protocol):
     def renames(self) -> bool:
         """True if moving a finished file is cheap and atomic. Otherwise, files that replace others are written in place."""
 
+    def names(self, path: str) -> Sequence[str]:
+        """Return the names of the entries of `path`, in any order, without a round trip for each one as `list` may need."""
+
     def copies_from(self, other: Store) -> bool:
         """Return whether the server can copy files of another store."""
 

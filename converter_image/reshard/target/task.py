@@ -247,7 +247,7 @@ class TaskState:
 
     def recorded_ranks(self) -> set[int]:
         """Return the finished ranks."""
-        names = (entry.name for entry in self.target.store.list(f"{self.folder}/records"))
+        names = self.target.store.names(f"{self.folder}/records")
         return {int(found[1]) for name in names if (found := _RECORD.fullmatch(name))}
 
     def records(

@@ -207,7 +207,7 @@ class _Story:
                 continue
             self._api.lag = 0
             try:
-                after = _run(self._reconciler._reconcile("ns", name))  # noqa: SLF001 - without its queue
+                after, _ = _run(self._reconciler._reconcile("ns", name))  # noqa: SLF001 - without its queue
                 self._due[name] = self.seconds + (float("inf") if after is None else after)
             except ApiError:
                 self._due[name] = self.seconds  # the next turn is late enough

@@ -134,6 +134,9 @@ class SimulatedStore:
         self.world.observe("stat", path, found)
         return found
 
+    def names(self, path: str) -> list[str]:
+        return [found.name for found in self.list(path)]
+
     def list_folders(self, paths: Sequence[str]) -> Sequence[Sequence[Stat]]:
         return [self.list(path) for path in paths]
 

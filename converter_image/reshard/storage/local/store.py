@@ -104,6 +104,15 @@ class LocalStore:
         except MissingInputError:
             return []
 
+    def names(self, path: str) -> Sequence[str]:
+        """See `Store.names`."""
+        folder = self._at(path, follow=True)
+        try:
+            with failures(folder):
+                return os.listdir(folder)
+        except MissingInputError:
+            return ()
+
     def stat(self, path: str) -> Stat | None:
         """See `Store.stat`."""
         full = self._at(path)

@@ -126,6 +126,10 @@ class S3Store:
             found += [_file(each, each.key.removeprefix(folder)) for each in self._objects(page)]
         return _entries(found)
 
+    def names(self, path: str) -> Sequence[str]:
+        """See `Store.names`."""
+        return [found.name for found in self.list(path)]
+
     def list_folders(self, paths: Sequence[str]) -> Sequence[Sequence[Stat]]:
         """See `Store.list_folders`. Uses one listing of all objects below the folders."""
         keys = [self._folder_key(path) for path in paths]
