@@ -30,6 +30,8 @@ _SECONDS = 30.0
 _MOST_WAITING = 50
 _MOST_INDEXES = 200
 _PAGE = 500
+# Reading more pods than this for the report of a commit takes longer than a commit step.
+_MOST_READ = 2000
 # Pods that start within this time need no diagnosis. Many pods take longer, because a cluster starts about this many per second.
 _USUAL_START = timedelta(seconds=5)
 _USUAL_STARTS_PER_SECOND = 20
@@ -59,13 +61,13 @@ class ApiError(Exception):
     def invalid(self) -> bool:
         """True if no retry can succeed, because the object itself is invalid.
 
-        A webhook may also answer Invalid, but names no field of the spec. Without a code of its own, its answer has status 400.
+        A webhook may deny an object with any status, 400 if it names none, and may accept it later.
         """
-        if any(field.startswith("spec") for field in self.fields):
-            return True
-        return self.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or (
-            self.status == HTTPStatus.BAD_REQUEST and self.reason == "BadRequest" and not str(self).startswith(_OF_WEBHOOK)
-        )
+        if str(self).startswith(_OF_WEBHOOK):
+            return False
+        refused = self.status == HTTPStatus.BAD_REQUEST and self.reason == "BadRequest"
+        too_large = self.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+        return refused or too_large or any(field.startswith("spec") for field in self.fields)
 
 
 class NameTakenError(Exception):
@@ -254,7 +256,8 @@ class Cluster:
         else:
             waiting = [] if job.runs else await self._list(place, labels, "status.phase=Pending", _MOST_WAITING)
             late = any(Pod(item).waits_since(_usual_start(now, current)) for item in waiting)
-            if late or job.active - job.ready > len(waiting) or job.status.get("terminating"):
+            others = job.active - job.ready - len(waiting) if len(waiting) < _MOST_WAITING else 0  # neither ready nor waiting
+            if late or others > 0 or job.status.get("terminating"):
                 # A pod that waits does not show that its node is lost, but one that runs there does.
                 running = await self._list(place, labels, "status.phase=Running", _PAGE)
                 # Pods on a lost node are not ready either, but their containers run: no report, however often all pods are read.
@@ -269,12 +272,14 @@ class Cluster:
         return pods
 
     async def _committing(self, place: str, labels: str, job: Job) -> list[Pod]:
-        """Return the pod of a Job that reports a commit, if it is one of the last indexes, which start last.
+        """Return the pod of a Job that reports a commit, if it is one of those that start last.
 
-        Any index can be finished last. Otherwise, a commit step finds the checkpoint complete.
+        Any index can be finished last. Otherwise, a commit step finds the checkpoint complete, unless the Job has failed.
         """
         count = int(job.spec["completions"])
-        items = await self._list(place, f"{labels},{_among(range(max(0, count - _MOST_INDEXES), count))}")
+        last = min(_MOST_READ, max(_MOST_INDEXES, int(job.spec["parallelism"])))
+        among = labels if job.failed is not None else f"{labels},{_among(range(max(0, count - last), count))}"
+        items = await self._list(place, among)
         # Pods of earlier attempts may still exist.
         return [pod for pod in map(Pod, items) if pod.owner == job.uid and pod.committed is not None][:1]
 

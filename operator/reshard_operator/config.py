@@ -32,7 +32,7 @@ class Config:
         identity: name of this replica.
         lease: name of the Lease for leader election. Empty means no leader election.
         resync_seconds: interval of a full reconciliation, in addition to watch events.
-        address: address on which metrics and the probe are served: all of IPv4, or all of IPv6 if the pod has such an address.
+        address: address on which metrics and the probe are served: all of IPv4, or all of IPv6 if the pod's is one.
         metrics_port: port of the metrics endpoint. 0 means no metrics.
         health_port: port of the liveness probe. 0 means no probe.
         log_format: "json" or "text", for the operator and for these pods.

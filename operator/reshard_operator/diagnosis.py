@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from reshard_operator.status import STUCK, Phase, State
@@ -24,6 +24,8 @@ _CANNOT_START = {
 }
 _CANNOT_MOUNT = {"FailedMount", "FailedAttachVolume"}
 _DENIED = {"FailedCreate"}
+# A Job that waits for its next try has no pods either.
+_DENIED_FOR = timedelta(minutes=5)
 _MOST_NAMES = 3
 _UNSCHEDULABLE = "Unschedulable"
 _NODE_LOST = "NodeLost"
@@ -49,7 +51,7 @@ def waiting_for(seen: Observation, job: Job, phase: Phase) -> State | None:
         return State(phase, why.reason, f"pod {pod.name}: {why.message}", stuck=why.stuck)
     if not job.status.get("active") and not any(pod.alive for pod in pods):
         denied = seen.newest_warning(job.uid, _DENIED)
-        if denied is not None:
+        if denied is not None and denied.last_seen >= seen.now - _DENIED_FOR:
             return State(phase, "PodsDenied", denied.message)
     return None
 
@@ -66,7 +68,7 @@ def left_behind(pods: Sequence[Pod], phase: Phase) -> State:
         if pod.lost:
             return State(phase, _NODE_LOST, f"pod {pod.name} of an earlier Job: {_lost(pod, 'does not end')}")
     names = ", ".join(pod.name for pod in pods[:_MOST_NAMES])
-    return State(phase, phase.value, f"waiting for {len(pods)} earlier pods to terminate: {names}")
+    return State(phase, phase.value, f"waiting for earlier pods to terminate: {names}")
 
 
 def _lost(pod: Pod, effect: str) -> str:
@@ -86,7 +88,7 @@ def _why(seen: Observation, pod: Pod) -> _Why | None:
     if reason in _CANNOT_START:
         return _Why(reason, str(pod.waiting.get("message") or reason), stuck=True)
     unmounted = seen.newest_warning(pod.uid, _CANNOT_MOUNT)
-    if unmounted is not None:
+    if unmounted is not None and not pod.mounted:
         # For a missing key Kubernetes names only the volume, so add the Secret or ConfigMap.
         of = [what for volume, what in pod.entries.items() if f'"{volume}"' in unmounted.message]
         return _Why(unmounted.reason, f"{unmounted.message} ({of[0]})" if of else unmounted.message, stuck=True)

@@ -160,6 +160,11 @@ class Pod(KubeObject):
         return self.phase == "Pending" and has_node and datetime.fromisoformat(self.created) <= moment
 
     @property
+    def mounted(self) -> bool:
+        """True if the volumes of the pod are mounted, as its network and its sandbox follow them."""
+        return bool(self.condition("PodReadyToStartContainers").get("status") == "True")
+
+    @property
     def alive(self) -> bool:
         """True if a process of the pod may still write."""
         return self.phase not in {"Succeeded", "Failed"}

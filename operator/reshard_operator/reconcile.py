@@ -106,7 +106,11 @@ def _carry_out(seen: Observation, spec: TransformSpec, planned: PlanMessage, con
         return end
     ranks, details = ranks_of(spec, planned), plan_details(planned, spec)
     job = seen.jobs.get("ranks")
-    if job is not None:
+    if job is None:  # it may have been deleted, while its records remain
+        last = seen.transform.status_of_attempt
+        details |= {key: last[key] for key in ("ranks", "progress", "percentage") if key in last}
+        details["ranks"] = details["ranks"] | {"active": 0}
+    else:
         details |= rank_details(seen, job, ranks, planned.grouping, _failures(seen, job, ranks, planned.grouping))
     if ranks and (job is None or not job.complete):
         decision = _step(seen, spec, "ranks", jobs.ranks_job(seen.transform, config, planned), details)

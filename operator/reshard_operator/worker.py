@@ -56,6 +56,7 @@ class Reconciler:
         self._failures: dict[Key, int] = {}
         self._requeued: set[Key] = set()  # transforms that are to be looked at again without an event
         self._counted: dict[Key, float] = {}
+        self._resting: set[Key] = set()
         self._phases = metrics.PhaseGauge()
         self._changed = asyncio.Event()
         self.last_resync = time.monotonic()
@@ -64,6 +65,10 @@ class Reconciler:
         """Enqueue a transform."""
         self._queue.add((namespace, name), time.monotonic() + after)
         self._changed.set()
+
+    def rests(self, resource: Object) -> bool:
+        """Return whether a transform has ended, and nothing was left to do when it was last looked at."""
+        return (resource["metadata"]["namespace"], resource["metadata"]["name"]) in self._resting and is_settled(resource)
 
     async def run(self) -> None:
         """Run the workers and the resync until cancelled."""
@@ -79,7 +84,7 @@ class Reconciler:
                 gone = {*self._phases}
                 async for resource in self._cluster.transforms(self._config.namespaces):
                     namespace, name = resource["metadata"]["namespace"], resource["metadata"]["name"]
-                    if not ((namespace, name) in gone and is_settled(resource)):
+                    if not self.rests(resource):
                         self.enqueue(namespace, name, random.uniform(0, 1))
                     gone.discard((namespace, name))
                 for namespace, name in gone:  # no watch has reported their deletion
@@ -153,6 +158,7 @@ class Reconciler:
         Returns:
             The seconds until the next reconciliation, unless an event occurs earlier, and the least number of them.
         """
+        self._resting.discard((namespace, name))
         seen = await self._cluster.observe(namespace, name)
         if seen is None:
             self._phases.count((namespace, name), None)
@@ -175,7 +181,10 @@ class Reconciler:
                     seen, decision, "InvalidPod" if error.invalid else "JobDenied", str(error), for_good=error.invalid
                 )
                 break
-        return await self._set_status(seen, decision), decision.settle_seconds
+        after = await self._set_status(seen, decision)
+        if not decision.actions and after is None and seen.transform.ended:
+            self._resting.add((namespace, name))
+        return after, decision.settle_seconds
 
     async def _set_status(self, seen: Observation, decision: Decision) -> float | None:
         transform, status = seen.transform, decision.status

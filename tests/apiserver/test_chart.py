@@ -63,12 +63,29 @@ def test_every_combination_of_three_switches_is_accepted(namespace: str, tmp_pat
         "metrics.port=80",
         "metrics.port=8080",
         "podDisruptionBudget.maxUnavailable=half",
+        "networkPolicy.apiServerPorts[0]=0",
     ],
 )
 def test_unknown_and_wrong_values_are_refused(value: str) -> None:
     done = subprocess.run([program("helm"), "template", "r", CHART, "--set", value], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert value.split("=", maxsplit=1)[0].rsplit(".", maxsplit=1)[-1] in done.stderr
+
+
+def test_an_existing_service_account_has_a_name() -> None:
+    values = ["serviceAccount.create=false", "serviceAccount.name=mine"]
+    arguments = [program("helm"), "template", "r", CHART, "--set"]
+    done = subprocess.run([*arguments, values[0]], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "serviceAccount" in done.stderr
+    pod = next(d for d in rendered(*values) if d["kind"] == "Deployment")["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == "mine"
+
+
+def test_the_ports_of_the_api_server_are_allowed() -> None:
+    for values, ports in (([], [443, 6443]), (["networkPolicy.apiServerPorts={8443}"], [8443])):
+        (found,) = (d for d in rendered("networkPolicy.enabled=true", *values) if d["kind"] == "NetworkPolicy")
+        assert [port["port"] for port in found["spec"]["egress"][0]["ports"]] == [*ports, 53, 53]
 
 
 def test_values_that_are_left_free_are_accepted() -> None:

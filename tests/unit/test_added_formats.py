@@ -8,8 +8,10 @@ from importlib.metadata import EntryPoint, EntryPoints
 from textwrap import dedent
 from typing import TYPE_CHECKING
 
+import disk
 import pytest
 import yaml
+from safetensors.numpy import load_file
 
 from reshard.checkpoint.manifest import FileRecord, decode, encode
 from reshard.cli import main
@@ -21,10 +23,10 @@ from reshard.transform.run import transform_checkpoint
 from reshard.transform.verify import verify_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    import disk
+    from reshard.checkpoint.output import OutputFile
 
 # A file is a line of JSON and the contents. `index.toy` names the file of each tensor.
 TOY = """
@@ -162,6 +164,21 @@ def test_a_package_that_cannot_be_imported_is_named(
     monkeypatch.setattr("importlib.metadata.entry_points", EntryPoints([entry]).select)
     arguments = ["--source", str(made.source), "--target", str(tmp_path / "out"), "--format", "toy"]
     assert "No module named 'toy_that_is_not_installed'" in refused(78, "FormatBroken", "transform", *arguments)
+
+
+def test_documents_of_ranks_without_redundancy_list_what_they_write(
+    made: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def documents(_: object, files: Iterable[OutputFile]) -> dict[str, bytes]:
+        return {"index.json": json.dumps({file.path: [tensor.name for tensor in file.tensors] for file in files}).encode()}
+
+    usual = type(output_format("Safetensors"))
+    monkeypatch.setattr(usual, "document_names", ("index.json",))
+    monkeypatch.setattr(usual, "documents", documents)
+    assert disk.run(made, target, "--format", "safetensors", "--remove-redundancy") == 0
+    listed = json.loads((target / "index.json").read_text())
+    assert len(listed) > 1
+    assert {path: {*load_file(target / path)} for path in listed} == {path: {*names} for path, names in listed.items()}
 
 
 def test_the_values_of_the_option_are_the_registered_formats() -> None:

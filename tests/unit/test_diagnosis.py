@@ -50,6 +50,18 @@ def test_a_volume_that_cannot_be_mounted_counts_as_not_starting() -> None:
     assert (ready(cluster)["reason"], conditions(cluster)["PodsStuck"]) == ("FailedMount", "True")
 
 
+def test_a_mount_failure_that_is_over_does_not_count() -> None:
+    """The kubelet repeats a warning while its cause exists, every five minutes at the latest. The image may still be pulled."""
+    cluster = PretendCluster()
+    stuck_pod(cluster, {"reason": "ContainerCreating"})
+    cluster.events = [Event(cluster.pods[0]["metadata"]["uid"], "FailedMount", "failed to sync a cache", cluster.now)]
+    cluster.work()
+    assert ready(cluster)["reason"] == "FailedMount"
+    cluster.pods[0]["status"]["conditions"].append({"type": "PodReadyToStartContainers", "status": "True"})
+    cluster.work()
+    assert (ready(cluster)["reason"], "PodsStuck" in conditions(cluster)) == ("Planning", False)
+
+
 def test_the_newest_mount_failure_is_reported_with_the_missing_object() -> None:
     cluster = PretendCluster()
     stuck_pod(cluster, {"reason": "ContainerCreating"})
@@ -135,6 +147,9 @@ def test_pods_that_the_api_server_refuses() -> None:
     cluster.events = [Event(job["metadata"]["uid"], "FailedCreate", "exceeded quota", cluster.now)]
     cluster.work()
     assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Planning", "PodsDenied")
+    cluster.now += timedelta(minutes=6)
+    cluster.work()
+    assert ready(cluster)["reason"] == "Planning"
     cluster.settle()
     assert cluster.status["phase"] == "Complete"
 
@@ -156,7 +171,8 @@ def test_jobs_that_the_api_server_refuses(*, for_good: bool, phase: str) -> None
         (400, "", 'admission webhook "a.example" denied the request: not now', "", False),
         (400, "BadRequest", 'admission webhook "a.example" denied the request: not now', "", False),
         (403, "Forbidden", "exceeded quota", "", False),
-        (422, "Invalid", 'admission webhook "a.example" denied the request', "", False),
+        (422, "Invalid", 'admission webhook "a.example" denied the request', "spec.template", False),
+        (413, "", 'admission webhook "a.example" denied the request', "", False),
     ],
 )
 def test_only_an_invalid_job_is_refused_for_good(status: int, reason: str, message: str, field: str, *, invalid: bool) -> None:

@@ -163,6 +163,23 @@ def test_a_file_with_another_change_time_is_only_read_if_its_header_is_equal(tmp
         reshard.load(str(source), index=str(index))
 
 
+def test_a_transform_by_an_index_is_not_continued_with_another_header(tmp_path: Path) -> None:
+    """Its finished files are compared with the source, and then the others are written."""
+    source, index, target = tmp_path / "source", tmp_path / "index", tmp_path / "target"
+    source.mkdir()
+    tensors = {f"layer.{i:04d}": np.full((16, 16), i, np.float32) for i in range(300)}
+    path, content = source / "model.safetensors", rawfiles.safetensors(tensors)
+    path.write_bytes(content)
+    start = ["transform", "--source", str(source), "--target"]
+    assert main([*start, str(index), "--output", "index", "--target-ranks", "2"]) == 0
+    assert main([*start, str(target), "--index", str(index), "--only-ranks", "0"]) == 0
+    modified = path.stat().st_mtime_ns
+    one, other = b'"layer.0150"', b'"layer.0151"'
+    path.write_bytes(content.replace(one, b"").replace(other, one).replace(b",:", b"," + other + b":"))
+    os.utime(path, ns=(modified, modified))
+    assert main([*start, str(target), "--index", str(index)]) == 65
+
+
 FILES, TENSORS = "inventory files ", "inventory structures 0 1 "
 
 

@@ -91,6 +91,12 @@ def test_the_last_line_of_a_log_gives_the_reason_of_a_failed_pod() -> None:
         assert Pod({"metadata": {}, "status": status}).failure().message == "no space"
 
 
+def test_probes_are_served_in_the_family_of_the_pods_address() -> None:
+    image = {"RESHARD_CONVERTER_IMAGE": "c"}
+    found = [load(image | variables).address for variables in ({}, {"POD_IP": "10.0.0.1"}, {"POD_IP": "fd00::1"})]
+    assert found == ["0.0.0.0", "0.0.0.0", "::"]  # noqa: S104 - nothing is served
+
+
 def test_an_unknown_log_level_is_refused() -> None:
     environment = {"RESHARD_CONVERTER_IMAGE": "c"}
     assert load(environment | {"RESHARD_LOG_LEVEL": "debug"}).log_level == "debug"

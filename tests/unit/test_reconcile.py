@@ -398,10 +398,13 @@ def test_a_queued_job_is_deleted_while_the_transform_is_suspended() -> None:
     job = next(job for name, job in cluster.jobs.items() if name.endswith("ranks"))
     job["spec"]["suspend"] = False  # admitted
     cluster.advance()
+    job["status"]["completedIndexes"] = "0-3"
+    cluster.work()
     cluster.change(suspend=True)
     cluster.settle()
     assert cluster.status["phase"] == "Suspended"
     assert not any(name.endswith("ranks") for name in cluster.jobs)
+    assert (cluster.status["progress"], cluster.status["ranks"]["active"]) == ("4/6", 0)
     cluster.change(suspend=False)
     cluster.settle()
     assert ready(cluster)["reason"] == "Queued"

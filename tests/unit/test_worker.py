@@ -11,6 +11,7 @@ import pytest
 from pretend_cluster import CONFIG, PretendCluster
 
 from reshard_operator import worker
+from reshard_operator.decision import Decision
 from reshard_operator.observation import is_settled
 from reshard_operator.worker import Reconciler, requeue_delay
 
@@ -152,6 +153,64 @@ def test_a_resync_looks_at_ended_transforms_only_once() -> None:
     assert names.count("a.transform") == 1
     ended.change(suspend=True)
     assert not is_settled(ended.resource)
+
+
+def test_a_resync_looks_at_a_transform_that_still_had_actions() -> None:
+    """An action may have been lost to a conflict, and its event as well."""
+    cluster, ended = Counted(), PretendCluster()
+    ended.settle()
+    next(iter(ended.jobs.values()))["spec"].pop("ttlSecondsAfterFinished")
+    cluster.resources, cluster.seen = [ended.resource], lambda _: ended.see()
+    reconciler = Reconciler(cast("Cluster", cluster), CONFIG, lambda: True)
+    asyncio.run(reconciler._reconcile("ns", "a.transform"))  # noqa: SLF001 - without its queue
+    assert not reconciler.rests(ended.resource)
+    ended.work()
+    asyncio.run(reconciler._reconcile("ns", "a.transform"))  # noqa: SLF001 - without its queue
+    assert reconciler.rests(ended.resource)
+    ended.change(execution={"attempt": 2})
+    assert not reconciler.rests(ended.resource)
+
+
+def test_a_resync_looks_at_transforms_that_are_gone() -> None:
+    """The watch may have missed their deletion, and they would be counted for ever."""
+    cluster, enough = Counted(), asyncio.Event()
+    pretend = PretendCluster()
+    pretend.settle()
+
+    def see(_: str) -> Observation:
+        if cluster.observations == 2:
+            enough.set()
+        return pretend.see()
+
+    cluster.seen = see
+
+    async def story() -> None:
+        reconciler = Reconciler(cast("Cluster", cluster), replace(CONFIG, resync_seconds=0.3), lambda: True)
+        working = asyncio.create_task(reconciler.run())
+        reconciler.enqueue("ns", "a.transform")
+        await enough.wait()
+        working.cancel()
+
+    asyncio.run(asyncio.wait_for(story(), 60))
+
+
+def test_the_worker_waits_as_long_as_the_decision_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(worker, "reconcile", lambda *_: Decision(settle_seconds=1.0))
+    cluster, due = Counted(), list[float]()
+
+    async def story() -> None:
+        reconciler = Reconciler(cast("Cluster", cluster), CONFIG, lambda: True)
+        working = asyncio.create_task(reconciler.run())
+        for _ in range(2):
+            reconciler.enqueue("ns", "a.transform")
+            await cluster.observed.wait()
+            cluster.observed.clear()
+            due.append(time.monotonic())
+        working.cancel()
+
+    asyncio.run(asyncio.wait_for(story(), 60))
+    assert due[1] - due[0] >= 1.0
 
 
 def test_a_job_with_many_pods_is_looked_at_less_often() -> None:

@@ -88,8 +88,8 @@ class FileRecord(_Document, frozen=True):
             parameter only once, for all files, since its size would otherwise grow as files times parameters.
         overflowed: number of finite elements that a cast has made infinite.
         link: file of another rank that the file was created from. null means that it was written.
-        tensors: digest of the descriptions of the tensors in the file, if other files of the checkpoint describe them too, such
-            as an index. See `reshard.checkpoint.output.digest_of_tensors`.
+        tensors: digest of the names, types and slices of the tensors in the file, if its format has documents that follow from
+            them. See `reshard.checkpoint.output.digest_of_tensors`.
     """
 
     rank: int

@@ -16,8 +16,7 @@ from reshard.layout.tiles import divide, flat_span
 from reshard.plan.fetched import MOST_OVERREAD
 from reshard.plan.runs import reads_of
 from reshard.source.changed import source_changed
-from reshard.source.files import Files
-from reshard.source.reading import read_inventory
+from reshard.source.reading import has_same_header
 from reshard.storage.ahead import Ahead
 from reshard.storage.cancellable import cancelled_by, current_check
 from reshard.storage.digest import sample_of
@@ -25,7 +24,7 @@ from reshard.storage.digest import sample_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from reshard.checkpoint.inventory import Inventory, SourceFile, TensorEntry
+    from reshard.checkpoint.inventory import Inventory, TensorEntry
     from reshard.engine.memory import Budget
     from reshard.engine.small import Placed
     from reshard.storage.ahead import Read
@@ -130,7 +129,7 @@ class SourceFiles:
         try:
             same = reader.version == file.version and (not file.sample or sample_of(reader) == file.sample)
             if same and reader.changed != file.changed:
-                same = not self._planned and not (self._indexed and self._has_other_header(file))
+                same = not self._planned and (not self._indexed or has_same_header(self._store, self._inventory, file))
         except BaseException:
             reader.close()
             raise
@@ -140,13 +139,6 @@ class SourceFiles:
         if self._content is not None:
             reader.count_in(self._content)
         return reader
-
-    def _has_other_header(self, file: SourceFile) -> bool:
-        """Return whether the header of a file differs from the inventory. Files whose shards metadata locates have none."""
-        if self._inventory.kind == "Boxes":
-            return False
-        found = read_inventory(self._store, Files({file.rank: file.path}), workers=1)
-        return found.structures[0].key != self._inventory.structures[file.structure].key
 
     def check_unchanged(self) -> None:
         """Check that no file changed while it was read. Object stores guarantee this for each open file.

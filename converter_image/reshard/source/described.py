@@ -6,7 +6,7 @@ import glob
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from reshard.checkpoint.manifest import MANIFEST_NAME, STATE, Manifest, decode
+from reshard.checkpoint.manifest import MANIFEST_NAME, STATE, STRATEGY_NAME, Manifest, decode
 from reshard.checkpoint.unified import MAP_NAME, is_map
 from reshard.errors import AccessError, DataError, MissingInputError, RequestError, ReshardError
 from reshard.formats.registry import document_names
@@ -163,7 +163,9 @@ def check_described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat
     refuse_missing(store, [record.path for record in manifest.files], there)
     if changes := _changes(store, manifest.files, there):
         more = f" (and {len(changes) - 1} more files)" if len(changes) > 1 else ""
-        option = _option_for_listed(manifest, [record.path for record in manifest.files]) or "--files PATTERN"
+        option = _option_for_listed(manifest, [record.path for record in manifest.files])
+        if option is None:  # the format locates the tensors, so its files cannot be selected
+            option = f"move {MANIFEST_NAME} to another folder"
         raise DataError(
             "SourceChanged",
             f"{next(iter(changes.values()))}{more}: training may have written to this folder",
@@ -269,5 +271,6 @@ def _option_for_listed(manifest: Manifest, listed: Iterable[str], others: Collec
     pattern = f"{glob.escape(str(manifest.options.get('filePrefix', '')))}*"
     if len(steps) == 1 and (step := steps.pop()) is not None:
         pattern = f"*-{step[0]}_{step[1]}.*"
+    located = not {*document_names(manifest.options)} <= {STRATEGY_NAME}
     fits = all(is_candidate(path, pattern) for path in listed) and not any(is_candidate(path, pattern) for path in others)
-    return f"--files '{pattern}' (spec.source.files.pattern)" if fits else None
+    return f"--files '{pattern}' (spec.source.files.pattern)" if fits and not located else None

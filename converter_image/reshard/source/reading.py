@@ -13,6 +13,7 @@ from reshard.checkpoint.inventory import Inventory, SourceFile
 from reshard.checkpoint.unified import check as check_unified
 from reshard.checkpoint.unified import is_hyper, possible_slices
 from reshard.source.boxed import inventory_of
+from reshard.source.files import Files
 from reshard.source.headers import read_remote_header
 from reshard.storage.ahead import files_at_once
 from reshard.storage.digest import sample_of
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
     from reshard.checkpoint.inventory import Header, Structure
-    from reshard.source.files import Files
     from reshard.source.headers import Reads
     from reshard.storage.protocol import ReadStore
 
@@ -66,6 +66,14 @@ def read_inventory(store: ReadStore, found: Files, *, workers: int, advance: Cal
     if inventory.unified:
         check_unified(inventory, found.mapped)
     return inventory
+
+
+def has_same_header(store: ReadStore, inventory: Inventory, file: SourceFile) -> bool:
+    """Return whether the header of a file is still the one in an inventory. Files whose shards metadata locates have none."""
+    if inventory.kind == "Boxes":
+        return True
+    found = read_inventory(store, Files({file.rank: file.path}), workers=1)
+    return found.structures[0].key == inventory.structures[file.structure].key
 
 
 def _possible_slices(found: Files, files: Sequence[SourceFile], structures: Sequence[Structure]) -> tuple[str, ...]:

@@ -124,7 +124,7 @@ def _documents_of_format(manifest: Manifest) -> dict[str, bytes]:
         if digest_of_tensors(tensors) != record.tensors:
             raise DataError(
                 "DocumentInvalid",
-                f"the file {record.path} contains other tensors or slices than its manifest describes",
+                f"the manifest does not describe the tensors of {record.path}, or another version of reshard wrote it",
                 where=MANIFEST_NAME,
                 fix="use the version of reshard that wrote it, or write the checkpoint again to another target",
             )
@@ -169,7 +169,8 @@ def _planner_of(manifest: Manifest) -> Planner:
         )
     keys = {record.name: record.keys for record in manifest.parameters.records if record.keys}
     model = Model(Inventory((), (), keys=keys), 1, 1, devices, stages, parameters, unified=unified)
-    return Planner(model, once=requested_output(manifest.options, manifest.source.format).once)
+    output = requested_output(manifest.options, manifest.source.format)
+    return Planner(model, remove_redundancy=bool(manifest.options.get("removeRedundancy")), once=output.once)
 
 
 def _kind(record: KindRecord) -> Kind:

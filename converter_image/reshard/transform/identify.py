@@ -11,6 +11,8 @@ import msgspec
 from reshard.engine.rankfile import compare
 from reshard.errors import AccessError, BugError, LockedError, OutputError
 from reshard.parallel import parallel
+from reshard.source.changed import source_changed
+from reshard.source.reading import has_same_header
 from reshard.target.documents import LOCK
 from reshard.target.lock import locked
 from reshard.target.snapshot import TaskRecord
@@ -49,11 +51,18 @@ def _with_current_times(task: Task) -> Task:
     """Return a task whose inventory has the current change times of the source's files, if files that it reads were changed.
 
     An index contains the times at its creation, which do not show a change since.
+
+    Raises:
+        DataError: the header of such a file is another one.
     """
     inventory = task.model.inventory
     read = {rank for target_rank in task.scope for rank in task.planner.sources(target_rank)}
-    if task.source.remote or _with_times(task, [file for file in inventory.files if file.rank in read]) == inventory:
+    current = _with_times(task, [file for file in inventory.files if file.rank in read])
+    if task.source.remote or current == inventory:
         return task
+    for before, now in zip(inventory.files, current.files, strict=True):
+        if before != now and not has_same_header(task.source, inventory, before):
+            raise source_changed(before.path, indexed=True)
     model = dataclasses.replace(task.model, inventory=_with_times(task, inventory.files))
     return dataclasses.replace(task, planner=dataclasses.replace(task.planner, model=model))
 

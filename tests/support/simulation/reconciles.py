@@ -178,7 +178,7 @@ class _Story:
         self._history: dict[str, deque[PretendCluster]] = {name: deque(maxlen=_MOST_LAG) for name in self.clusters}
         self._api = Api(self.clusters, self._happen, self._history)
         self._watched: dict[str, str] = {}  # what the watches have shown of each transform
-        self._due: dict[str, float] = {}  # when the operator looks at each transform
+        self._due = dict.fromkeys(self.clusters, float("inf"))  # when the operator looks at each transform
         self._start()
 
     @property
@@ -201,7 +201,9 @@ class _Story:
         self._watch()
         if self._resync <= self.seconds:
             self._resync = self.seconds + CONFIG.resync_seconds
-            self._due = dict.fromkeys(self.clusters, self.seconds)
+            for name, cluster in self.clusters.items():
+                if not self._reconciler.rests(cluster.resource):
+                    self._due[name] = self.seconds
         for name in self.clusters:
             if self._due[name] > self.seconds:
                 continue
