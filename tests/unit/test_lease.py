@@ -31,7 +31,6 @@ class Api:
 
 def test_a_replica_that_cannot_renew_its_lease_does_not_lead(monkeypatch: pytest.MonkeyPatch) -> None:
     """An alert relies on this if the API server cannot be reached."""
-    monkeypatch.setattr(metrics.LEADING, "_child_samples", metrics.LEADING._child_samples)  # noqa: SLF001 - `set_function` sets it
     now = [100.0]
     monkeypatch.setattr(lease, "time", SimpleNamespace(monotonic=lambda: now[0]))
     held = Lease(cast("Cluster", Api()), replace(CONFIG, lease="reshard"))
