@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pretend_cluster import CONFIG
 from prometheus_client import REGISTRY
 
-from reshard_operator import lease, metrics
+from reshard_operator import lease
 from reshard_operator.lease import Lease
 
 if TYPE_CHECKING:
