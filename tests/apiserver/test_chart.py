@@ -63,7 +63,7 @@ def test_every_combination_of_three_switches_is_accepted(namespace: str, tmp_pat
         "metrics.port=80",
         "metrics.port=8080",
         "podDisruptionBudget.maxUnavailable=half",
-        "networkPolicy.apiServerPorts[0]=0",
+        "networkPolicy.apiServerPorts={0}",
     ],
 )
 def test_unknown_and_wrong_values_are_refused(value: str) -> None:
