@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -15,10 +17,9 @@ from reshard.formats.registry import output_format
 from reshard.layout import Layout
 from reshard.strategy import StrategyFile, dump
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 Axes = tuple[int, ...]
+# Default folder of the cases, and of what is written to measure them.
+FOLDER = Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench"  # noqa: S108 - not secret
 
 
 @dataclass(frozen=True)

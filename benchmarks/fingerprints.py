@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from math import prod
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cases import CASES, make
+from cases import CASES, FOLDER, make
 from contestants import Settings, contestants
 from reshard.layout.box import Box
 from reshard.layout.fingerprint import Fingerprints
@@ -45,7 +44,7 @@ def main() -> None:
     """Print the rates, and then the shares of time of transforms with the source in the page cache, and without."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9, help="rounds of each transform. 0: only the rates. Default: 9")
-    parser.add_argument("--folder", type=Path, default=Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench")  # noqa: S108 - not secret
+    parser.add_argument("--folder", type=Path, default=FOLDER)
     options = parser.parse_args()
     rates()
     for name in _TRANSFORMS if options.rounds else ():

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from s3_server import Server, free_port, running
 
-from cases import Case, Tensor, make
+from cases import FOLDER, Case, Tensor, make
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, default=4096)
     parser.add_argument("--milliseconds", type=float, default=20.0, help="by which every answer is delayed")
-    parser.add_argument("--folder", type=Path, default=Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench")  # noqa: S108 - not secret
+    parser.add_argument("--folder", type=Path, default=FOLDER)
     arguments = parser.parse_args()
     ranks = arguments.ranks
     tensors = (Tensor("w", (ranks, 16), 0, 0), Tensor("norm", (16,), -1, -1))

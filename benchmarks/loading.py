@@ -47,7 +47,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from s3_server import running
 
-from cases import CASES, make
+from cases import CASES, FOLDER, make
 from contestants import divided
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("loads", nargs="*", choices=[[], *LOADS], help="those to measure; all")
     parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--folder", type=Path, default=Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench")  # noqa: S108 - not secret
+    parser.add_argument("--folder", type=Path, default=FOLDER)
     arguments = parser.parse_args()
     names = arguments.loads or LOADS
     for name in names:

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from instant_uploads import processor_seconds
 
 from cache import cached_bytes, drop, warm
-from cases import CASES, Case, make
+from cases import CASES, FOLDER, Case, make
 from contestants import COLD, HERE, LIMITS, Settings, contestants
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="time for all transforms together; unlimited")
     parser.add_argument("--verification", default="sample", choices=["none", "sample", "full"], help="that of all builds; sample")
     parser.add_argument("--baseline", help="the reshard command of another build, which takes the same options")
-    parser.add_argument("--folder", type=Path, default=Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench")  # noqa: S108 - not secret
+    parser.add_argument("--folder", type=Path, default=FOLDER)
     arguments = parser.parse_args()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else only installed builds start from compiled modules
     settings = Settings(arguments.baseline, arguments.verification)

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from s3_server import Server, running
 
-from cases import CASES, make
+from cases import CASES, FOLDER, make
 from latency import delayed
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--baseline", metavar="COMMAND", help="`reshard` of another build, which scripts/baseline.sh installs")
     parser.add_argument("--wire", type=int, metavar="MBIT", help="put the server behind a link this fast (Linux, root)")
     parser.add_argument("--milliseconds", type=float, default=0.0, help="by which a proxy delays every answer")
-    parser.add_argument("--folder", type=Path, default=Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench")  # noqa: S108 - not secret
+    parser.add_argument("--folder", type=Path, default=FOLDER)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     builds = {"reshard": RESHARD} | ({"baseline": arguments.baseline} if arguments.baseline else {})

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from cases import LLAMA_2_GB, Case, make
+from cases import FOLDER, LLAMA_2_GB, Case, make
 from reshard.layout import Layout
 from reshard.progress import Silent
 from reshard.spec.request import Request
@@ -100,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("replicas", nargs="*", type=int, default=[1, 8, 64])
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench")  # noqa: S108 - not secret
+    parser.add_argument("--folder", type=Path, default=FOLDER)
     arguments = parser.parse_args()
     case = Case("sampling", "2.1 GB LLaMA-shaped, 4 -> 2, safetensors", LLAMA_2_GB, _TENSOR_PARALLEL, _TARGET)
     base = make(case, arguments.folder)

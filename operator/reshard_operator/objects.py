@@ -161,7 +161,7 @@ class Pod(KubeObject):
 
     @property
     def mounted(self) -> bool:
-        """True if the volumes of the pod are mounted, as its network and its sandbox follow them."""
+        """True if the volumes of the pod are mounted. The kubelet creates its sandbox and its network after them."""
         return bool(self.condition("PodReadyToStartContainers").get("status") == "True")
 
     @property

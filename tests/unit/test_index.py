@@ -144,21 +144,31 @@ def test_a_source_that_has_changed_since_is_to_be_indexed_again(
     assert list((tmp_path / "out").glob("rank_*/*")) == []
 
 
+def many_layers(folder: Path) -> dict[str, np.ndarray]:
+    """Write a file with so many names that the samples do not contain all of them, and return its tensors."""
+    tensors = {f"layer.{i:04d}": np.full((16, 16), i, np.float32) for i in range(300)}
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(rawfiles.safetensors(tensors))
+    return tensors
+
+
+def exchange_two_names(path: Path) -> None:
+    """Exchange two names in a file of `many_layers`. Its size and its modification time remain."""
+    before, content = path.stat(), path.read_bytes()
+    one, other = b'"layer.0150"', b'"layer.0151"'
+    path.write_bytes(content.replace(one, b"").replace(other, one).replace(b",:", b"," + other + b":"))
+    os.utime(path, ns=(before.st_mtime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+
+
 def test_a_file_with_another_change_time_is_only_read_if_its_header_is_equal(tmp_path: Path) -> None:
     """A program can restore the modification time of a file that it replaces, and the samples may not contain what differs."""
     source, index = tmp_path / "source", tmp_path / "index"
-    source.mkdir()
-    tensors = {f"layer.{i:04d}": np.full((16, 16), i, np.float32) for i in range(300)}
-    path, content = source / "model.safetensors", rawfiles.safetensors(tensors)
-    path.write_bytes(content)
+    tensors = many_layers(source)
     assert main(["transform", "--source", str(source), "--target", str(index), "--output", "index"]) == 0
-    path.chmod(0o600)
+    (source / "model.safetensors").chmod(0o600)
     assert same(reshard.load(str(source), index=str(index)), tensors)
-    modified = path.stat().st_mtime_ns
-    one, other = b'"layer.0150"', b'"layer.0151"'
-    path.write_bytes(content.replace(one, b"").replace(other, one).replace(b",:", b"," + other + b":"))
-    os.utime(path, ns=(modified, modified))
-    assert path.stat().st_size == len(content)
+    exchange_two_names(source / "model.safetensors")
     with pytest.raises(DataError, match=r"SourceChanged: model\.safetensors: the file changed since the source was indexed"):
         reshard.load(str(source), index=str(index))
 
@@ -166,17 +176,11 @@ def test_a_file_with_another_change_time_is_only_read_if_its_header_is_equal(tmp
 def test_a_transform_by_an_index_is_not_continued_with_another_header(tmp_path: Path) -> None:
     """Its finished files are compared with the source, and then the others are written."""
     source, index, target = tmp_path / "source", tmp_path / "index", tmp_path / "target"
-    source.mkdir()
-    tensors = {f"layer.{i:04d}": np.full((16, 16), i, np.float32) for i in range(300)}
-    path, content = source / "model.safetensors", rawfiles.safetensors(tensors)
-    path.write_bytes(content)
+    many_layers(source)
     start = ["transform", "--source", str(source), "--target"]
     assert main([*start, str(index), "--output", "index", "--target-ranks", "2"]) == 0
     assert main([*start, str(target), "--index", str(index), "--only-ranks", "0"]) == 0
-    modified = path.stat().st_mtime_ns
-    one, other = b'"layer.0150"', b'"layer.0151"'
-    path.write_bytes(content.replace(one, b"").replace(other, one).replace(b",:", b"," + other + b":"))
-    os.utime(path, ns=(modified, modified))
+    exchange_two_names(source / "model.safetensors")
     assert main([*start, str(target), "--index", str(index)]) == 65
 
 

@@ -41,7 +41,7 @@ def notes_of(
     return (
         *_notes_on_strategies(strategies),
         *_notes_on_objects(model),
-        *_notes(model, request, output),
+        *_notes(model, request, planner),
         *_notes_on_types(model, output),
         *_notes_on_shares(planner, scope),
     )
@@ -70,7 +70,7 @@ def _notes_on_casts(model: Model, options: Options) -> list[str]:
     return notes + [f"the cast of {rule.pattern} applies to no floating-point parameter" for rule in unused]
 
 
-def _notes(model: Model, request: Request, output: OutputFormat) -> tuple[str, ...]:
+def _notes(model: Model, request: Request, planner: Planner) -> tuple[str, ...]:
     notes = _notes_on_names(model, request.options)
     if model.source_only:
         notes.append(f"skipped parameters that are only in the source strategy: {listed(model.source_only)}")
@@ -96,16 +96,16 @@ def _notes(model: Model, request: Request, output: OutputFormat) -> tuple[str, .
             f"the files of source ranks {format_ranks(tuple(sorted(alike)))} look like files of lower ranks, although the"
             " strategy assigns them different slices; check that no file was overwritten with another rank's"
         )
-    return (*notes, *_notes_on_copies(model, request, output))
+    return (*notes, *_notes_on_copies(model, request, planner))
 
 
-def _notes_on_copies(model: Model, request: Request, output: OutputFormat) -> list[str]:
+def _notes_on_copies(model: Model, request: Request, planner: Planner) -> list[str]:
     """Return notes about accepted differences between copies, and about patterns that match no parameter."""
     notes = []
     if accepted := sorted(model.inconsistent_replicas & model.per_rank):
         taken = (
             "the copy of the first rank is used"
-            if request.options.kind.whole or output.once
+            if planner.each_once
             else f"each target rank uses the copy of source rank {_nth(model)}"
         )
         notes.append(f"copies of these parameters differ between source ranks; {taken}: {listed(accepted)}")

@@ -201,6 +201,11 @@ class Planner:
         """Whether only one of the ranks that hold a slice writes it."""
         return self.remove_redundancy or self.once
 
+    @property
+    def each_once(self) -> bool:
+        """Whether the target has each slice once, so that ranks cannot have copies of their own."""
+        return self.model.unified or self.once
+
     @cached_property
     def _uneven(self) -> bool:
         """Whether ranks may hold different numbers of elements of a parameter, or need different numbers of the source's."""
@@ -294,7 +299,7 @@ class Planner:
         if not kind.per_rank:
             return holding
         same = self.model.first_rank + rank % self.model.source_ranks
-        return (same,) if not (self.model.unified or self.once) and same in as_set else holding[:1]
+        return (same,) if not self.each_once and same in as_set else holding[:1]
 
     def _choose_by_stage(self, groups: Iterable[tuple[int, ...]], pivot: int) -> dict[tuple[int, ...], int]:
         """Choose ranks for groups within one source stage, in the same way for every stage, then for groups across stages."""

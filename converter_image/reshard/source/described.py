@@ -163,9 +163,8 @@ def check_described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat
     refuse_missing(store, [record.path for record in manifest.files], there)
     if changes := _changes(store, manifest.files, there):
         more = f" (and {len(changes) - 1} more files)" if len(changes) > 1 else ""
-        option = _option_for_listed(manifest, [record.path for record in manifest.files])
-        if option is None:  # the format locates the tensors, so its files cannot be selected
-            option = f"move {MANIFEST_NAME} to another folder"
+        listed = [record.path for record in manifest.files]
+        option = _option_for_listed(manifest, listed) or f"move {MANIFEST_NAME} to another folder"
         raise DataError(
             "SourceChanged",
             f"{next(iter(changes.values()))}{more}: training may have written to this folder",
@@ -263,14 +262,15 @@ def _choices(manifest: Manifest, added: Sequence[str]) -> str:
 
 def _option_for_listed(manifest: Manifest, listed: Iterable[str], others: Collection[str] = ()) -> str | None:
     """Return the option that selects only the files that a manifest lists, or None if no such option exists."""
-    listed = list(listed)
+    listed, documents = list(listed), {*document_names(manifest.options)} - {STRATEGY_NAME}
     if output_of(manifest.options).whole:
-        index = next((name for name in document_names(manifest.options) if is_map(name)), MAP_NAME)
+        index = next(filter(is_map, documents), MAP_NAME)
         return f"use {index if len(listed) > 1 or index == MAP_NAME else listed[0]} as the source"
+    if documents:  # they locate the tensors, so the files cannot be selected
+        return None
     steps = {epoch_and_step(path) for path in listed}
     pattern = f"{glob.escape(str(manifest.options.get('filePrefix', '')))}*"
     if len(steps) == 1 and (step := steps.pop()) is not None:
         pattern = f"*-{step[0]}_{step[1]}.*"
-    located = not {*document_names(manifest.options)} <= {STRATEGY_NAME}
     fits = all(is_candidate(path, pattern) for path in listed) and not any(is_candidate(path, pattern) for path in others)
-    return f"--files '{pattern}' (spec.source.files.pattern)" if fits and not located else None
+    return f"--files '{pattern}' (spec.source.files.pattern)" if fits else None

@@ -23,6 +23,13 @@ class SimulatedFolder(SimulatedStore):
         self._make_folders(path)
         super()._put(path, content)
 
+    def _put_new(self, path: str, content: bytes) -> bool:
+        """Write a file, unless one exists."""
+        if path in self.world.files:
+            return False
+        self._put(path, content)
+        return True
+
     def _make_folders(self, path: str) -> None:
         while path := path.rpartition("/")[0]:
             self.world.folders.add(path)
@@ -54,27 +61,16 @@ class SimulatedFolder(SimulatedStore):
 
     def write_new(self, path: str, content: bytes, *, mode: int | None) -> bool:
         del mode
-
-        def act() -> bool:
-            if path in self.world.files:
-                return False
-            self._put(path, content)
-            return True
-
-        return bool(self._write(f"write new {path}", act))
+        return bool(self._write(f"write new {path}", lambda: self._put_new(path, content)))
 
     def swap(self, path: str, content: bytes, version: str, *, mode: int | None) -> bool:
-        found = self.world.files.get(path)
-        grave: list[File] = []
-
         def bury() -> bool:
             there = self.world.files.get(path)
             if there is None or there.version != version:
                 return False
-            grave.append(self.world.files.pop(path))
+            del self.world.files[path]
             return True
 
-        del found
         return bool(self._write(f"rename {path} away", bury)) and self.write_new(path, content, mode=mode)
 
     def move(self, path: str, to: str, *, make_folder: bool = True, seen: Stat | None = None) -> None:
@@ -137,14 +133,8 @@ class SimulatedFolder(SimulatedStore):
     def link(self, path: str, to: str, how: Link, *, temporary: str, mode: int | None) -> SimulatedWriter:
         del mode
 
-        def create() -> bool:
-            if temporary in self.world.files:
-                return False
-            self._put(temporary, b"")
-            return True
-
         def link() -> bool:
-            if (original := self.world.files.get(path)) is None or not create():
+            if (original := self.world.files.get(path)) is None or not self._put_new(temporary, b""):
                 return False
             self.world.files[temporary] = original
             return True
@@ -154,7 +144,7 @@ class SimulatedFolder(SimulatedStore):
                 self._fill(temporary, original.content)
             return original is not None
 
-        created = how == "HardLink" or self._write(f"create {temporary}", create)
+        created = how == "HardLink" or self._write(f"create {temporary}", lambda: self._put_new(temporary, b""))
         if not (created and self._write(f"{how} {path} as {temporary}", link if how == "HardLink" else clone)):
             raise StorageError("WriteFailed", "no such file or directory", where=path, fix="retry")
         return SimulatedWriter(lambda _: None, lambda _: self.move(temporary, to), lambda: self._forget(temporary), temporary)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from reshard.spec.request import Request
+    from reshard.spec.storage_options import Link
     from simulation.transforms import Kind
 
 KINDS: dict[str, Kind] = {"folder": SimulatedFolder, "bucket": SimulatedBucket}
@@ -54,7 +55,11 @@ def scenarios(folder: Path, kind: Kind) -> dict[str, Scenario]:
     verified = request_of(one, verification="Full")
     stages = _stages(folder / "stages")
     replicas = _written(folder / "equal", model(1, replicas=True))
-    links, clones = (request_of(replicas, link_replicas=how, overwrite="Replace") for how in ("HardLink", "Clone"))
+
+    def linked(how: Link) -> Scenario:
+        request = request_of(replicas, link_replicas=how, overwrite="Replace")
+        return Scenario(kind, (transform(request), transform(second_instead)), (request,), acceptable=((second,),))
+
     clock_steps = (61.0, -61.0)
     found = {
         "the same task twice": Scenario(kind, (transform(first), transform(first)), (first,), clock_steps=clock_steps),
@@ -75,12 +80,12 @@ def scenarios(folder: Path, kind: Kind) -> dict[str, Scenario]:
             (request_of(one, verification="Full", overwrite="Replace"),),
             acceptable=((second,),),
         ),
-        "equal files": Scenario(kind, (transform(links), transform(second_instead)), (links,), acceptable=((second,),)),
+        "equal files": linked("HardLink"),
         "two stages": Scenario(kind, tuple(map(transform, stages)), stages),
         "a stage, twice": Scenario(kind, tuple(map(transform, (*stages, stages[0]))), stages),
     }
     if kind is SimulatedFolder:
-        found["clones"] = Scenario(kind, (transform(clones), transform(second_instead)), (clones,), acceptable=((second,),))
+        found["clones"] = linked("Clone")
     return found
 
 

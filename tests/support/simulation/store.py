@@ -1,4 +1,4 @@
-"""What simulated stores have in common: each process has a store of one world, and each request is a step."""
+"""The common parts of simulated stores. Each process has a store of one world, and each request is a step."""
 
 from __future__ import annotations
 

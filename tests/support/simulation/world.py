@@ -46,7 +46,7 @@ class World:
 
     @property
     def state(self) -> object:
-        """What distinguishes this state from others."""
+        """The state of the world, to recognize it in another schedule."""
         return frozenset(self.files.items()), frozenset(self.uploads.items()), frozenset(self.folders), self.clock
 
     def step(self, what: str, *, writes: bool = False, server: bool = False, fenced: bool = True) -> str:
