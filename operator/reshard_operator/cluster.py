@@ -29,7 +29,14 @@ _SECONDS = 30.0
 # In a step with thousands of pods, this many are enough for a diagnosis, or for the report of a commit.
 _MOST_WAITING = 50
 _MOST_INDEXES = 200
-_PAGE = 500
+# Objects per page. Users determine the sizes of transforms, Jobs and pods, up to 1.5 MB each.
+PAGE = 50
+_FIRST_PODS = 10
+_MOST_PODS_OF_A_PAGE = 500
+_PAGE_BYTES = 4 << 20
+_POD_BYTES = 6 << 10  # without what its Job determines
+# At most this many pods that run are read, to find one whose node is lost.
+_MOST_RUNNING = 500
 # Reading more pods than this for the report of a commit takes longer than a commit step.
 _MOST_READ = 2000
 # Pods that start within this time need no diagnosis. Many pods take longer, because a cluster starts about this many per second.
@@ -39,7 +46,9 @@ _USUAL_STARTS_PER_SECOND = 20
 _EVENTS_COUNT_FOR = timedelta(minutes=15)
 _ALIVE = "status.phase!=Succeeded,status.phase!=Failed"
 _INDEX = "batch.kubernetes.io/job-completion-index"
+_OF_JOB = "batch.kubernetes.io/controller-uid"
 _OF_WEBHOOK = "admission webhook "
+_LONGEST_NOTE = 1024  # bytes, in Kubernetes 1.37
 _MERGE = "application/merge-patch+json"
 _JSON_PATCH = "application/json-patch+json"
 
@@ -101,7 +110,7 @@ class Cluster:
     async def transforms(self, namespaces: Sequence[str]) -> AsyncIterator[Object]:
         """Yield the transforms in these namespaces, or in all namespaces if the argument is empty."""
         for place in [_custom(namespace) for namespace in namespaces] or [f"/apis/{API_VERSION}/{PLURAL}"]:
-            async for page in self._pages(place, "", "", _PAGE):
+            async for page in self._pages(place, "", "", PAGE):
                 for item in page:
                     yield item
 
@@ -177,6 +186,7 @@ class Cluster:
     async def record_event(self, transform: Transform, kind: str, reason: str, action: str, note: str) -> None:
         """Record an Event for a transform."""
         moment = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        short = note.encode()[:_LONGEST_NOTE].decode(errors="ignore")
         body = {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
@@ -187,7 +197,7 @@ class Cluster:
             "action": action,
             "reason": reason,
             "type": kind,
-            "note": note[:1000],
+            "note": short,
             "regarding": {
                 "apiVersion": API_VERSION,
                 "kind": KIND,
@@ -234,44 +244,45 @@ class Cluster:
         own = f"{LABEL_TRANSFORM}={transform.uid}"
         pods: list[Pod] = []
         if untold := [step for step in ("plan", "commit", "transform") if step in current and not transform.knows(step)]:
-            pods += map(Pod, await self._list(place, f"{own},{LABEL_STEP} in ({','.join(untold)})"))
+            pods += await self._pods_in(place, f"{own},{LABEL_STEP} in ({','.join(untold)})")
         if any(_works(current[step], pods) for step in untold):  # no other Job is created meanwhile
             return pods, []
         if (job := current.get("ranks")) is not None:
-            return pods + await self._pods_of_ranks(place, f"{own},{LABEL_STEP}=ranks", now, job, current), []
+            return pods + await self._pods_of_ranks(place, now, job, current), []
         # Pods of earlier attempts and of other transforms may still write: wait for them.
-        pods += map(Pod, await self._list(place, own, _ALIVE, _MOST_WAITING))
+        pods += await self._pods_in(place, own, _ALIVE, _MOST_WAITING)
         same = f"{rivals.selector(transform.spec)},{LABEL_TRANSFORM}!={transform.uid}"
         writing = f"{same},{LABEL_STEP} in (ranks,commit,transform)"
-        alive = map(Pod, await self._list(place, writing, _ALIVE, _MOST_WAITING))
+        alive = await self._pods_in(place, writing, _ALIVE, _MOST_WAITING)
         return pods, [f"CheckpointTransform {pod.annotation(ANNOTATION_TRANSFORM)} (pod {pod.name})" for pod in alive]
 
-    async def _pods_of_ranks(self, place: str, labels: str, now: datetime, job: Job, current: dict[str, Job]) -> list[Pod]:
+    async def _pods_of_ranks(self, place: str, now: datetime, job: Job, current: dict[str, Job]) -> list[Pod]:
         """Return some pods of the ranks step: why it does not progress, why it failed, or the report of the commit."""
+        labels, page = f"{_OF_JOB}={job.uid}", _pods_of_a_page(job)
         pods: list[Pod] = []
         if job.ended:
             # The Job may also fail after a pod has committed, for example at its deadline.
             if "commit" not in current:
-                pods += await self._committing(place, labels, job)
+                pods += await self._committing(place, labels, job, page)
         else:
-            waiting = [] if job.runs else await self._list(place, labels, "status.phase=Pending", _MOST_WAITING)
-            late = any(Pod(item).waits_since(_usual_start(now, current)) for item in waiting)
+            waiting = [] if job.runs else await self._pods_in(place, labels, "status.phase=Pending", _MOST_WAITING, page)
+            late = any(pod.waits_since(_usual_start(now, current)) for pod in waiting)
             others = job.active - job.ready - len(waiting) if len(waiting) < _MOST_WAITING else 0  # neither ready nor waiting
             if late or others > 0 or job.status.get("terminating"):
                 # A pod that waits does not show that its node is lost, but one that runs there does.
-                running = await self._list(place, labels, "status.phase=Running", _PAGE)
+                running = await self._pods_in(place, labels, "status.phase=Running", _MOST_RUNNING, page)
                 # Pods on a lost node are not ready either, but their containers run: no report, however often all pods are read.
-                if job.ends and not waiting and all(Pod(item).succeeded for item in running):
-                    pods += await self._committing(place, labels, job)
+                if job.ends and not waiting and all(pod.succeeded for pod in running):
+                    pods += await self._committing(place, labels, job, page)
                 waiting += running
-            pods += map(Pod, waiting)
+            pods += waiting
         failed = job.indexes("failedIndexes")[:_MOST_INDEXES]
         if not job.complete and (failed or job.failed is not None):
             of_failed = f"{labels},{_among(failed)}" if failed else labels
-            pods += map(Pod, await self._list(place, of_failed, "status.phase=Failed", _MOST_INDEXES))
+            pods += await self._pods_in(place, of_failed, "status.phase=Failed", _MOST_INDEXES, page)
         return pods
 
-    async def _committing(self, place: str, labels: str, job: Job) -> list[Pod]:
+    async def _committing(self, place: str, labels: str, job: Job, page: int) -> list[Pod]:
         """Return the pod of a Job that reports a commit, if it is one of those that start last.
 
         Any index can be finished last. Otherwise, a commit step finds the checkpoint complete, unless the Job has failed.
@@ -279,9 +290,11 @@ class Cluster:
         count = int(job.spec["completions"])
         last = min(_MOST_READ, max(_MOST_INDEXES, int(job.spec["parallelism"])))
         among = labels if job.failed is not None else f"{labels},{_among(range(max(0, count - last), count))}"
-        items = await self._list(place, among)
-        # Pods of earlier attempts may still exist.
-        return [pod for pod in map(Pod, items) if pod.owner == job.uid and pod.committed is not None][:1]
+        async for items in self._pages(place, among, "", page):
+            for pod in map(Pod.parse, items):
+                if pod.committed is not None:
+                    return [pod]
+        return []
 
     async def _events(self, transform: Transform, now: datetime, current: dict[str, Job], pods: list[Pod]) -> list[Event]:
         """Return the Warning Events of Jobs and pods that make no progress."""
@@ -308,11 +321,22 @@ class Cluster:
     async def _list(self, place: str, labels: str = "", fields: str = "", most: int | None = None) -> list[Object]:
         """Return the matching objects, or the first `most` of them."""
         items: list[Object] = []
-        async for page in self._pages(place, labels, fields, most or _PAGE):
+        async for page in self._pages(place, labels, fields, most or PAGE):
             items += page
             if most is not None and len(items) >= most:
                 break
         return items[:most]
+
+    async def _pods_in(
+        self, place: str, labels: str, fields: str = "", most: int = _MOST_WAITING, page: int = _FIRST_PODS
+    ) -> list[Pod]:
+        """Return the first `most` matching pods, read in pages."""
+        pods: list[Pod] = []
+        async for items in self._pages(place, labels, fields, min(page, most)):
+            pods += map(Pod.parse, items)
+            if len(pods) >= most:
+                break
+        return pods[:most]
 
     async def _pages(self, place: str, labels: str, fields: str, limit: int) -> AsyncIterator[list[Object]]:
         """Yield the matching objects, at most `limit` at a time."""
@@ -356,6 +380,11 @@ class Cluster:
 def _among(indexes: Iterable[int]) -> str:
     """Return the label selector of pods with these completion indexes."""
     return f"{_INDEX} in ({','.join(map(str, indexes))})"
+
+
+def _pods_of_a_page(job: Job) -> int:
+    """Return how many pods of a Job are read at once."""
+    return max(1, min(_MOST_PODS_OF_A_PAGE, _PAGE_BYTES // (_POD_BYTES + len(json.dumps(job.spec["template"])))))
 
 
 def _usual_start(now: datetime, current: dict[str, Job]) -> datetime:

@@ -13,19 +13,12 @@ if TYPE_CHECKING:
     from reshard_operator.objects import Job, Pod
     from reshard_operator.observation import Observation
 
-# Kubernetes retries these forever and never fails the pod.
-_CANNOT_START = {
-    "ErrImagePull",
-    "ImagePullBackOff",
-    "ErrImageNeverPull",
-    "InvalidImageName",
-    "CreateContainerConfigError",
-    "CreateContainerError",
-}
-_CANNOT_MOUNT = {"FailedMount", "FailedAttachVolume"}
+# Kubernetes retries these forever and never fails the pod. They happen before the pod has its sandbox.
+_CANNOT_PREPARE = {"FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "NetworkNotReady"}
 _DENIED = {"FailedCreate"}
 # A Job that waits for its next try has no pods either.
-_DENIED_FOR = timedelta(minutes=5)
+# Kubernetes repeats the warning at least every five minutes.
+_DENIED_FOR = timedelta(minutes=10)
 _MOST_NAMES = 3
 _UNSCHEDULABLE = "Unschedulable"
 _NODE_LOST = "NodeLost"
@@ -39,11 +32,18 @@ class _Why(NamedTuple):
     stuck: bool = False
 
 
-def waiting_for(seen: Observation, job: Job, phase: Phase) -> State | None:
-    """Return the state that describes why the pods of a Job do not run, or None if they run."""
+def waiting_for(seen: Observation, job: Job, phase: Phase, *, progressed: bool) -> State | None:
+    """Return the state that describes why the pods of a Job do not run, or None if they run.
+
+    Args:
+        seen: the observation.
+        job: the Job.
+        phase: phase of the transform.
+        progressed: whether ranks were written since the last status.
+    """
     pods = seen.pods_of(job)
     found = [(pod, why) for pod in pods if (why := _why(seen, pod)) is not None]
-    if job.ready:  # a pod that is not scheduled follows when others have ended
+    if job.ready or progressed:  # a pod that is not scheduled follows when others have ended
         found = [(pod, why) for pod, why in found if why.reason != _UNSCHEDULABLE]
     if found:
         # Pods on a lost node and pods that cannot start may occupy what others wait for, not the reverse.
@@ -60,6 +60,12 @@ def stuck_seconds(seen: Observation) -> float:
     """Return the number of seconds for which pods have been unable to start, according to the status."""
     since = next((c["lastTransitionTime"] for c in seen.transform.status.get("conditions") or () if c["type"] == STUCK), None)
     return (seen.now - datetime.fromisoformat(since)).total_seconds() if since else 0.0
+
+
+def losing(seen: Observation, job: Job, phase: Phase) -> State | None:
+    """Return the state of a Job that is being suspended, if its pods do not end because their node is lost."""
+    state = waiting_for(seen, job, phase, progressed=False)
+    return state if state is not None and state.reason == _NODE_LOST else None
 
 
 def left_behind(pods: Sequence[Pod], phase: Phase) -> State:
@@ -84,10 +90,9 @@ def _why(seen: Observation, pod: Pod) -> _Why | None:
     scheduled = pod.condition("PodScheduled")
     if scheduled.get("status") == "False":
         return _Why(_UNSCHEDULABLE, str(scheduled.get("message") or "the pod has not been scheduled yet"))
-    reason = str(pod.waiting.get("reason") or "")
-    if reason in _CANNOT_START:
-        return _Why(reason, str(pod.waiting.get("message") or reason), stuck=True)
-    unmounted = seen.newest_warning(pod.uid, _CANNOT_MOUNT)
+    if pod.blocked is not None:
+        return _Why(*pod.blocked, stuck=True)
+    unmounted = seen.newest_warning(pod.uid, _CANNOT_PREPARE)
     if unmounted is not None and not pod.mounted:
         # For a missing key Kubernetes names only the volume, so add the Secret or ConfigMap.
         of = [what for volume, what in pod.entries.items() if f'"{volume}"' in unmounted.message]

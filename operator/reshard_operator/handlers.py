@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import kopf
 
-from reshard_operator.cluster import GROUP, PLURAL, VERSION
+from reshard_operator.cluster import GROUP, PAGE, PLURAL, VERSION
 from reshard_operator.labels import ANNOTATION_TRANSFORM, LABEL_MANAGED_BY, MANAGED_BY
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def registry(config: Config, reconciler: Reconciler, server: str) -> kopf.Operat
         settings.posting.enabled = False
         settings.networking.error_backoffs = EndlessBackoffs()
         settings.watching.server_timeout = 300
+        settings.watching.chunk_size = PAGE
         settings.watching.label_selectors["jobs.v1.batch"] = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
 
     @kopf.on.login(registry=handlers)

@@ -10,6 +10,7 @@ import msgspec
 
 from reshard.spec.messages import CommitMessage, FailureMessage, RanksMessage, UnreadableMessageError, decode_message
 from reshard.spec.ranks import parse_ranks
+from reshard_operator.labels import ANNOTATION_TRANSFORM
 
 if TYPE_CHECKING:
     from reshard.spec.messages import M
@@ -20,6 +21,10 @@ CONTAINER = "reshard"
 _FEW = 50
 # The kubelet's reason for a container that the kernel killed because of memory.
 _OUT_OF_MEMORY = "OOMKilled"
+_INDEX = "batch.kubernetes.io/job-completion-index"
+_READ_ANNOTATIONS = {_INDEX, ANNOTATION_TRANSFORM}
+# Reasons of a container that has not started yet, although nothing is wrong.
+_STARTING = {"", "ContainerCreating", "PodInitializing"}
 # What a message that is not JSON, or is nested too deeply, raises.
 _UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeError)
 
@@ -144,6 +149,18 @@ class Job(KubeObject):
 class Pod(KubeObject):
     """A pod of a transform. Its owner is a Job."""
 
+    @classmethod
+    def parse(cls, raw: Object) -> Pod:
+        """Return a pod without the fields that are not read, which can be large, such as variables."""
+        metadata, spec = raw["metadata"], raw.get("spec") or {}
+        annotations = {key: value for key, value in (metadata.get("annotations") or {}).items() if key in _READ_ANNOTATIONS}
+        named = {
+            key: metadata[key] for key in ("name", "uid", "creationTimestamp", "ownerReferences", "labels") if key in metadata
+        }
+        containers = [{key: c.get(key) for key in ("name", "resources")} for c in spec.get("containers") or ()]
+        kept = {key: spec[key] for key in ("nodeName", "volumes") if key in spec} | {"containers": containers}
+        return cls({"metadata": named | {"annotations": annotations}, "spec": kept, "status": raw.get("status") or {}})
+
     @property
     def created(self) -> str:
         """Creation time."""
@@ -172,7 +189,7 @@ class Pod(KubeObject):
     @property
     def index(self) -> int:
         """Completion index."""
-        return int(self.annotation("batch.kubernetes.io/job-completion-index") or 0)
+        return int(self.annotation(_INDEX) or 0)
 
     @property
     def node(self) -> str:
@@ -199,9 +216,15 @@ class Pod(KubeObject):
         return self.phase == "Running" and runs and self.condition("Ready").get("status") == "False"
 
     @property
-    def waiting(self) -> Object:
-        """The waiting state of the container, or an empty dict."""
-        return next((s["state"]["waiting"] for s in self._containers() if "waiting" in (s.get("state") or {})), {})
+    def blocked(self) -> tuple[str, str] | None:
+        """Why a container cannot start, as reason and message, or None. Webhooks may have added the container."""
+        for kind in ("initContainerStatuses", "containerStatuses"):
+            for status in self.status.get(kind) or ():
+                waiting = (status.get("state") or {}).get("waiting") or {}
+                if (reason := str(waiting.get("reason") or "")) not in _STARTING:
+                    name = "" if status.get("name") == CONTAINER else f"container {status.get('name')}: "
+                    return reason, name + str(waiting.get("message") or reason)
+        return None
 
     @property
     def terminated(self) -> Object:

@@ -191,11 +191,14 @@ def _step(seen: Observation, spec: TransformSpec, step: str, manifest: Object, d
     if spec.suspend and job.suspended:
         return _set_status(seen, _SUSPENDED, details, None, *actions)
     if spec.suspend:
-        return _set_status(seen, ending, details, _REQUEUE_SECONDS, *actions)
+        state = diagnosis.losing(seen, job, doing.phase) or ending
+        return _set_status(seen, state, details, _REQUEUE_SECONDS, *actions)
     if job.suspended and queue:
         queued = replace(doing, reason="Queued", message=f"waiting for the queue {queue}")
         return _set_status(seen, queued, details, None, *actions)
-    trouble = diagnosis.waiting_for(seen, job, doing.phase)
+    trouble = diagnosis.waiting_for(
+        seen, job, doing.phase, progressed=_written(details) > _written(seen.transform.status_of_attempt)
+    )
     if trouble is None:
         requeue_after = _requeue_after(seen, step, job)
         progress = _progress(step, job.name, seen.runs[step], details)
@@ -206,6 +209,11 @@ def _step(seen: Observation, spec: TransformSpec, step: str, manifest: Object, d
             seen, "PodsNotStarting", f"pods could not start for {deadline} s: {trouble.reason}: {trouble.message}", details
         )
     return _set_status(seen, trouble, details, _REQUEUE_SECONDS, *actions)
+
+
+def _written(status: Object | None) -> int:
+    """Return the number of ranks that are written according to a status or to a part of it."""
+    return int(((status or {}).get("ranks") or {}).get("succeeded") or 0)
 
 
 def _requeue_after(seen: Observation, step: str, job: Job) -> float | None:
@@ -225,7 +233,7 @@ def _begin(seen: Observation, spec: TransformSpec, step: str, manifest: Object, 
         return ending
     if spec.suspend:
         return _set_status(seen, _SUSPENDED, details, None)
-    if seen.rivals and step != "commit":
+    if seen.rivals and step != "commit" and not spec.dry_run:
         phase = starting.phase if step == "ranks" else Phase.PENDING
         return _set_status(seen, _busy(seen, phase), details, _REQUEUE_SECONDS)
     # Use the message that applies once the Job runs, which saves one status write.
@@ -258,14 +266,19 @@ def _busy(seen: Observation, phase: Phase) -> State:
 
 
 def _adjust(spec: TransformSpec, step: str, job: Job, manifest: Object) -> tuple[Patch, ...]:
-    """Return the changes of mutable fields of a Job. For a queued Job, Kueue controls suspension and parallelism."""
+    """Return the changes of mutable fields of a Job. For a queued Job, Kueue controls suspension and parallelism.
+
+    A lower parallelism does not turn failures that were accepted into the failure of the Job.
+    """
     wanted: Object = {}
     queued = bool(job.label(LABEL_QUEUE))
     if bool(job.spec.get("suspend")) != spec.suspend and (spec.suspend or not queued):
         wanted["suspend"] = spec.suspend
     if step == "ranks":
-        fields = ["maxFailedIndexes"] if queued else ["maxFailedIndexes", "parallelism"]
-        wanted |= {field: manifest["spec"][field] for field in fields if job.spec.get(field) != manifest["spec"][field]}
+        limits = {"maxFailedIndexes": max(manifest["spec"]["maxFailedIndexes"], len(job.indexes("failedIndexes")))}
+        if not queued:
+            limits["parallelism"] = manifest["spec"]["parallelism"]
+        wanted |= {field: value for field, value in limits.items() if job.spec.get(field) != value}
     return (Patch(job, wanted),) if wanted else ()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from reshard_operator.observation import Observation, Transform
 
 _NO_STAGE = "all"
+# The time between the end of a plan and the creation of the Job of the ranks.
+_BEGINS_WITHIN = timedelta(seconds=30)
 
 
 def target_label(spec: TransformSpec) -> str:
@@ -57,17 +60,17 @@ def conflicting_jobs(seen: Observation, others: Iterable[Job]) -> tuple[str, ...
     return tuple(
         f"CheckpointTransform {job.annotation(ANNOTATION_TRANSFORM)} (Job {job.name})"
         for job in others
-        if holds_target(job, seen.transform, writes=writes)
+        if holds_target(job, seen.transform, seen.now, writes=writes)
     )
 
 
-def holds_target(job: Job, transform: Transform, *, writes: bool = False) -> bool:
+def holds_target(job: Job, transform: Transform, now: datetime, *, writes: bool = False) -> bool:
     """Return whether a Job of another transform occupies the target, so that this transform must wait.
 
     A transform occupies the target from the creation of the Job that writes its ranks until it has ended, even while it is
     suspended. The Job then has a TTL. If two transforms start at the same time, the one that was created first starts, or, if
-    this transform already has a Job that `writes`, continues. A Job without an owner occupies the target only while it runs:
-    if it is suspended, only a queue resumes it.
+    this transform already has a Job that `writes`, continues. One that was just planned is about to create its next Job. A Job
+    without an owner occupies the target only while it runs: if it is suspended, only a queue resumes it.
     """
     if not job.owner and job.suspended and not job.label(LABEL_QUEUE):
         return False
@@ -75,11 +78,16 @@ def holds_target(job: Job, transform: Transform, *, writes: bool = False) -> boo
     if job.label(LABEL_STEP) != "plan" and underway and not writes:
         return True
     older = (job.annotation(ANNOTATION_CREATED), job.label(LABEL_TRANSFORM)) < (transform.created, transform.uid)
-    return not job.ended and older
+    ended = job.status.get("completionTime")
+    begins = underway and ended is not None and datetime.fromisoformat(ended) > now - _BEGINS_WITHIN
+    return older and (not job.ended or begins)
 
 
 def _server(endpoint: str | None) -> str:
     """Return the canonical name of a server for any form of its URL."""
-    url = urlsplit(endpoint or "https://s3.amazonaws.com")
-    usual = {"http": 80, "https": 443}.get(url.scheme)
-    return f"{url.hostname}:{url.port or usual}{url.path.rstrip('/')}"
+    try:
+        url = urlsplit(endpoint or "https://s3.amazonaws.com")
+        usual = {"http": 80, "https": 443}.get(url.scheme)
+        return f"{url.hostname}:{url.port or usual}{url.path.rstrip('/')}"
+    except ValueError:  # the schema of an older CRD allows ports above 65535; pods refuse them
+        return str(endpoint)

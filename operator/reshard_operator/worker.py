@@ -34,6 +34,7 @@ _SETTLE_SECONDS = 0.2
 # Transforms are looked at without an event at most this often, all together: 10 of them every 0.5 s, or 200 every 10 s.
 _MOST_REQUEUES_PER_SECOND = 20.0
 _COUNTS_EVERY_SECONDS = 5.0
+_LOOK_FOR_LEASE_SECONDS = 0.5
 _FIRST_RETRY_SECONDS = 0.5
 _LONGEST_RETRY_SECONDS = 60.0
 
@@ -57,12 +58,16 @@ class Reconciler:
         self._requeued: set[Key] = set()  # transforms that are to be looked at again without an event
         self._counted: dict[Key, float] = {}
         self._resting: set[Key] = set()
+        self._ignored = False  # whether this replica did not hold the Lease when a transform was to be enqueued
         self._phases = metrics.PhaseGauge()
         self._changed = asyncio.Event()
         self.last_resync = time.monotonic()
 
     def enqueue(self, namespace: str, name: str, after: float = 0.0) -> None:
-        """Enqueue a transform."""
+        """Enqueue a transform. A replica without the Lease ignores it, and lists all transforms once it holds the Lease."""
+        if not self._may_write():
+            self._ignored = True
+            return
         self._queue.add((namespace, name), time.monotonic() + after)
         self._changed.set()
 
@@ -78,22 +83,31 @@ class Reconciler:
             group.create_task(self._resync())
 
     async def _resync(self) -> None:
-        """Enqueue every transform periodically, in case a watch missed a change."""
+        """Enqueue every transform when this replica gets the Lease, and periodically, in case a watch missed a change."""
+        due = 0.0
         while True:
-            try:
-                gone = {*self._phases}
-                async for resource in self._cluster.transforms(self._config.namespaces):
-                    namespace, name = resource["metadata"]["namespace"], resource["metadata"]["name"]
-                    if not self.rests(resource):
-                        self.enqueue(namespace, name, random.uniform(0, 1))
-                    gone.discard((namespace, name))
-                for namespace, name in gone:  # no watch has reported their deletion
-                    self.enqueue(namespace, name, random.uniform(0, 1))
-                self.last_resync = time.monotonic()
-                await asyncio.sleep(self._config.resync_seconds)
-            except ApiError as error:
-                log.warning("resync failed: %s", error)
-                await asyncio.sleep(random.uniform(1, 5))
+            if not self._may_write():
+                self.last_resync, due = time.monotonic(), 0.0
+            elif self._ignored or time.monotonic() >= due:
+                self._ignored = False
+                try:
+                    await self._enqueue_all()
+                    due = self.last_resync + self._config.resync_seconds
+                except ApiError as error:
+                    log.warning("resync failed: %s", error)
+                    due = time.monotonic() + random.uniform(1, 5)
+            await asyncio.sleep(_LOOK_FOR_LEASE_SECONDS)
+
+    async def _enqueue_all(self) -> None:
+        gone = {*self._phases}
+        async for resource in self._cluster.transforms(self._config.namespaces):
+            namespace, name = resource["metadata"]["namespace"], resource["metadata"]["name"]
+            if not self.rests(resource):
+                self.enqueue(namespace, name, random.uniform(0, 1))
+            gone.discard((namespace, name))
+        for namespace, name in gone:  # no watch has reported their deletion
+            self.enqueue(namespace, name, random.uniform(0, 1))
+        self.last_resync = time.monotonic()
 
     async def _work(self) -> None:
         while True:
@@ -175,7 +189,8 @@ class Reconciler:
                 decision = refused(seen, decision, "NameTaken", str(error), for_good=False)
                 break
             except ApiError as error:
-                if not isinstance(action, Create) or error.status not in {400, 403, 404, 413, 422}:
+                # 500: a webhook cannot be reached.
+                if not isinstance(action, Create) or error.status not in {400, 403, 404, 413, 422, 500}:
                     raise
                 decision = refused(
                     seen, decision, "InvalidPod" if error.invalid else "JobDenied", str(error), for_good=error.invalid

@@ -15,13 +15,25 @@ from transforms_on_cluster import ROOT
 if TYPE_CHECKING:
     from pathlib import Path
 
+OURS, OTHERS = {"namespace": "default"}, {"namespace": "other"}
+# Another release, which has the same metrics: active, failing, slow and large from the beginning.
+OTHER_RELEASE = {
+    "reshard_leading": "1x90",
+    'reshard_transitions_total{phase="Failed"}': "0+1x90",
+    "reshard_reconcile_errors_total": "0+100x90",
+    'reshard_reconcile_duration_seconds_bucket{le="10.0"}': "0+1000x90",
+    'reshard_reconcile_duration_seconds_bucket{le="+Inf"}': "0+1000x90",
+    'reshard_transforms_waiting{reason="TargetBusy"}': "1x90",
+    'process_resident_memory_bytes{instance="other"}': "900000000x90",
+    'reshard_leading{instance="other"}': "1x90",
+}
 # Per alert: series with one value per minute, the last minute without the alert, the first minute with it, and its labels.
 # `0+5x30` stands for 30 values that grow by 5.
 BUCKETS = "reshard_reconcile_duration_seconds_bucket"
 FIRES: dict[str, tuple[dict[str, str], int, int, dict[str, str]]] = {
-    "ReshardNoActiveReplica": ({'reshard_leading{pod="a"}': "1x9 0x20", 'reshard_leading{pod="b"}': "0x30"}, 14, 16, {}),
-    "ReshardTransformFailed": ({'reshard_transitions_total{phase="Failed"}': "0x9 1x30"}, 9, 11, {"phase": "Failed"}),
-    "ReshardReconcileErrors": ({"reshard_reconcile_errors_total": "0x9 10+10x40"}, 20, 35, {}),
+    "ReshardNoActiveReplica": ({'reshard_leading{pod="a"}': "1x9 0x20", 'reshard_leading{pod="b"}': "0x30"}, 14, 16, OURS),
+    "ReshardTransformFailed": ({'reshard_transitions_total{phase="Failed"}': "0x9 1x30"}, 9, 11, OURS | {"phase": "Failed"}),
+    "ReshardReconcileErrors": ({'reshard_reconcile_errors_total{pod="a"}': "0x9 10+10x40"}, 20, 35, OURS | {"pod": "a"}),
     "ReshardReconcileSlow": (
         {f'{BUCKETS}{{le="5.0"}}': "0+97x40", f'{BUCKETS}{{le="10.0"}}': "0+100x40", f'{BUCKETS}{{le="+Inf"}}': "0+100x40"},
         14,
@@ -47,9 +59,14 @@ FIRES: dict[str, tuple[dict[str, str], int, int, dict[str, str]]] = {
         },
         23,
         26,
-        {"instance": "a"},
+        OURS | {"instance": "a"},
     ),
 }
+
+
+def _labelled(series: str, labels: dict[str, str]) -> str:
+    name, _, more = series.partition("{")
+    return name + "{" + "".join(f'{key}="{value}",' for key, value in labels.items()) + (more or "}")
 
 
 def rules() -> list[dict[str, Any]]:
@@ -85,7 +102,11 @@ def test_an_alert_fires(alert: str, promtool: str, tmp_path: Path) -> None:
     expected = {"exp_labels": rule["labels"] | labels, "exp_annotations": rule["annotations"] | {"summary": summary}}
     case = {
         "interval": "1m",
-        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "input_series": [
+            {"series": _labelled(name, release), "values": values}
+            for some, release in ((series, OURS), (OTHER_RELEASE, OTHERS))
+            for name, values in some.items()
+        ],
         "alert_rule_test": [
             {"eval_time": f"{quiet}m", "alertname": alert, "exp_alerts": []},
             {"eval_time": f"{fires}m", "alertname": alert, "exp_alerts": [expected]},

@@ -58,6 +58,7 @@ def test_every_combination_of_three_switches_is_accepted(namespace: str, tmp_pat
         "operator.replicas=-1",
         "operator.tolerations[0].sauce=1",
         "operator.resources.requests.memory=much",
+        "converter.resources.requests.cpu=-1",
         "operator.podLabels.team=a b",
         "converter.image.digest=abc",
         "metrics.port=80",
@@ -80,6 +81,21 @@ def test_an_existing_service_account_has_a_name() -> None:
     assert "serviceAccount" in done.stderr
     pod = next(d for d in rendered(*values) if d["kind"] == "Deployment")["spec"]["template"]["spec"]
     assert pod["serviceAccountName"] == "mine"
+
+
+def test_names_that_are_numbers_remain_text() -> None:
+    for each in rendered("podDisruptionBudget.enabled=true", "operator.podLabels.a=b", release="7", namespace="2024"):
+        texts = [each["metadata"].get("namespace", ""), *each["metadata"]["labels"].values()]
+        assert all(isinstance(text, str) for text in texts), each
+
+
+def test_the_operators_pods_match_their_selector_whatever_their_labels() -> None:
+    labels = ["operator.podLabels.app\\.kubernetes\\.io/name=x", "operator.podLabels.team=y", "converter.resources=null"]
+    spec = next(d for d in rendered(*labels) if d["kind"] == "Deployment")["spec"]
+    assert spec["selector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
+    assert spec["template"]["metadata"]["labels"]["team"] == "y"
+    variables = {each["name"]: each.get("value") for each in spec["template"]["spec"]["containers"][0]["env"]}
+    assert variables["RESHARD_CONVERTER_RESOURCES"] == "{}"
 
 
 def test_the_ports_of_the_api_server_are_allowed() -> None:

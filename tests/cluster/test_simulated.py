@@ -7,8 +7,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from kubernetes import client
-from kubernetes_objects import indexed_job, pod_spec, wait_for
+from kubernetes_objects import wait_for
 from simulated_transforms import all_ended, execution, status_writes, usage
 
 from cluster import simulated
@@ -20,23 +19,6 @@ if TYPE_CHECKING:
 RANKS = 1000
 TRANSFORMS = 200
 MOST_MEMORY = 200_000_000
-
-
-def test_an_indexed_job_of_hundreds_of_pods_completes_on_simulated_nodes(
-    layout: Layout, api: client.ApiClient, namespace: str
-) -> None:
-    batch, core = client.BatchV1Api(api), client.CoreV1Api(api)
-    with simulated.nodes(layout, 10) as placement:
-        pod = {**pod_spec("localhost/none", ["none"]), **placement}
-        batch.create_namespaced_job(namespace, indexed_job("ranks", 200, pod))
-
-        wait_for(lambda: batch.read_namespaced_job("ranks", namespace).status.completion_time)
-
-        assert batch.read_namespaced_job("ranks", namespace).status.completed_indexes == "0-199"
-        # How many of the nodes are used is the scheduler's choice: since 1.35 it places equal pods in batches.
-        used = {pod.spec.node_name for pod in core.list_namespaced_pod(namespace).items}
-        assert used <= {node.metadata.name for node in core.list_node(label_selector="reshard.dev/simulation").items}
-    wait_for(lambda: not core.list_node(label_selector="reshard.dev/simulation").items)
 
 
 def test_a_thousand_ranks_cost_few_writes_and_little_memory(stage: Stage, layout: Layout) -> None:

@@ -50,6 +50,25 @@ def test_a_volume_that_cannot_be_mounted_counts_as_not_starting() -> None:
     assert (ready(cluster)["reason"], conditions(cluster)["PodsStuck"]) == ("FailedMount", "True")
 
 
+def test_a_sandbox_that_cannot_be_created_counts_as_not_starting() -> None:
+    cluster = PretendCluster()
+    stuck_pod(cluster, {"reason": "ContainerCreating"})
+    cluster.events = [Event(cluster.pods[0]["metadata"]["uid"], "FailedCreatePodSandBox", "no runtime handler", cluster.now)]
+    cluster.work()
+    assert (ready(cluster)["reason"], conditions(cluster)["PodsStuck"]) == ("FailedCreatePodSandBox", "True")
+
+
+@pytest.mark.parametrize("reason", ["ImagePullBackOff", "SignatureValidationFailed", "ReasonOfALaterKubernetes"])
+@pytest.mark.parametrize("kind", ["initContainerStatuses", "containerStatuses"])
+def test_a_container_that_a_webhook_added_cannot_start(kind: str, reason: str) -> None:
+    cluster = PretendCluster()
+    stuck_pod(cluster, {"reason": "PodInitializing"})
+    cluster.pods[0]["status"].setdefault(kind, []).append({"name": "added", "state": {"waiting": {"reason": reason}}})
+    cluster.work()
+    assert (ready(cluster)["reason"], conditions(cluster)["PodsStuck"]) == (reason, "True")
+    assert ready(cluster)["message"].endswith(f"container added: {reason}")
+
+
 def test_a_mount_failure_that_is_over_does_not_count() -> None:
     """The kubelet repeats a warning while its cause exists, every five minutes at the latest. The image may still be pulled."""
     cluster = PretendCluster()
@@ -140,6 +159,39 @@ def test_a_lost_node_is_named_while_others_progress() -> None:
     assert conditions(cluster)["Reconciling"] == "True"
 
 
+def test_a_lost_node_is_named_while_the_transform_is_being_suspended() -> None:
+    cluster = PretendCluster()
+    stuck_pod(cluster, {})
+    cluster.pods[0]["spec"] = {"nodeName": "node-7"}
+    cluster.pods[0]["status"] = {
+        "phase": "Running",
+        "containerStatuses": [{"name": CONTAINER, "state": {"running": {}}}],
+        "conditions": [{"type": "Ready", "status": "False"}],
+    }
+    next(iter(cluster.jobs.values()))["status"] |= {"active": 0, "ready": 0, "terminating": 1}
+    cluster.change(suspend=True)
+    cluster.work()
+    assert ready(cluster)["reason"] == "NodeLost"
+
+
+def test_pods_that_run_one_after_the_other_are_not_unschedulable() -> None:
+    """Between the end of one and the start of the next, none is ready."""
+    cluster = PretendCluster()
+    while not any("ranks" in name for name in cluster.jobs):
+        cluster.work()
+        cluster.advance()
+    cluster.work()
+    job = next(job for name, job in cluster.jobs.items() if "ranks" in name)
+    status = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False"}]}
+    for pod in cluster.pods[1:]:
+        pod["status"] = status
+    job["status"] = {"active": 5, "ready": 0, "completedIndexes": "0", "startTime": cluster.now.isoformat()}
+    cluster.work()
+    assert ready(cluster)["reason"] == "Resharding"
+    cluster.work()  # nothing has ended since
+    assert ready(cluster)["reason"] == "Unschedulable"
+
+
 def test_pods_that_the_api_server_refuses() -> None:
     cluster = PretendCluster()
     cluster.work()
@@ -147,7 +199,10 @@ def test_pods_that_the_api_server_refuses() -> None:
     cluster.events = [Event(job["metadata"]["uid"], "FailedCreate", "exceeded quota", cluster.now)]
     cluster.work()
     assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Planning", "PodsDenied")
-    cluster.now += timedelta(minutes=6)
+    cluster.now += timedelta(minutes=6)  # it is repeated every five minutes
+    cluster.work()
+    assert ready(cluster)["reason"] == "PodsDenied"
+    cluster.now += timedelta(minutes=5)
     cluster.work()
     assert ready(cluster)["reason"] == "Planning"
     cluster.settle()

@@ -44,9 +44,12 @@ class Server(Cluster):
         phase = query.get("fieldSelector", "").removeprefix("status.phase=")
         steps = re.split(r"\W+", query["labelSelector"].partition("reshard.dev/step")[2])
         found = [pod for pod in self.pretend.pods if phase in {"", pod["status"]["phase"]}]
+        if of_job := re.search(r"controller-uid=([-\w]+)", query["labelSelector"]):
+            items = [pod for pod in found if Pod(pod).owner == of_job[1]]
+        else:
+            items = [pod for pod in found if pod["metadata"]["labels"]["reshard.dev/step"] in steps]
         if among := re.search(r"job-completion-index in \(([0-9,]*)\)", query["labelSelector"]):
-            found = [pod for pod in found if str(Pod(pod).index) in among[1].split(",")]
-        items = [pod for pod in found if pod["metadata"]["labels"]["reshard.dev/step"] in steps]
+            items = [pod for pod in items if str(Pod(pod).index) in among[1].split(",")]
         begin, limit = int(query.get("continue", 0)), int(query["limit"])
         page = items[begin : begin + limit]
         self.read.append(len(page))
@@ -192,6 +195,21 @@ def test_the_report_of_an_earlier_attempt_is_not_taken_for_that_of_this_one(serv
     assert server.see().committed() is not None
     ranks_job(server.pretend)["status"]["conditions"] = [{"type": "Complete", "status": "True"}]
     assert server.see().committed() is not None
+
+
+def test_large_pods_are_read_a_few_at_a_time_and_no_more_than_needed(server: Server) -> None:
+    """Users can give each pod variables and an affinity of more than a megabyte."""
+    job = ranks_job(server.pretend)
+    job["spec"]["template"]["spec"]["containers"][0]["env"].append({"name": "LARGE", "value": "x" * (3 << 19)})
+    job["status"] |= {"active": 0, "conditions": [{"type": "Failed", "status": "True"}]}
+    for pod in server.pretend.pods:
+        pod["spec"] = {"containers": [{"name": "reshard", "env": [{"name": "LARGE", "value": "x" * 1000}]}]}
+        pod["metadata"]["managedFields"] = [{"manager": "kubelet"}]
+    seen = server.see()
+    assert seen.committed() is not None
+    assert max(server.read) == 2
+    assert "LARGE" not in str(seen.pods)
+    assert "managedFields" not in str(seen.pods)
 
 
 @pytest.mark.parametrize("mode", ["Chained", "SinglePod"])

@@ -262,19 +262,25 @@ def test_the_holder_of_a_target() -> None:
     cluster = PretendCluster(resource() | {"metadata": resource()["metadata"] | {"creationTimestamp": "2027-01-01T00:00:00Z"}})
     cluster.work()
     plan = Job(next(iter(cluster.jobs.values())))
-    assert not holds_target(plan, transform)  # the other is younger, and only plans
+    assert not holds_target(plan, transform, cluster.now)  # the other is younger, and only plans
+    plan.raw["metadata"]["annotations"][ANNOTATION_CREATED] = ""
+    assert holds_target(plan, transform, cluster.now)
+    ended = {"completionTime": cluster.now.isoformat(), "conditions": [{"type": "Complete", "status": "True"}]}
+    plan = Job(plan.raw | {"status": ended})
+    assert holds_target(plan, transform, cluster.now + timedelta(seconds=29))  # the Job of its ranks is about to be created
+    assert not holds_target(plan, transform, cluster.now + timedelta(seconds=31))  # it may be suspended
     while not any("ranks" in name for name in cluster.jobs):
         cluster.advance()
         cluster.work()
     raw = next(job for name, job in cluster.jobs.items() if "ranks" in name)
     raw["spec"]["suspend"] = True
-    assert holds_target(Job(raw), transform)  # though it is suspended
+    assert holds_target(Job(raw), transform, cluster.now)  # though it is suspended
     raw["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
-    assert holds_target(Job(raw), transform)  # its commit is still to come
+    assert holds_target(Job(raw), transform, cluster.now)  # its commit is still to come
     raw["spec"]["ttlSecondsAfterFinished"] = 5
-    assert not holds_target(Job(raw), transform)
+    assert not holds_target(Job(raw), transform, cluster.now)
     del raw["spec"]["ttlSecondsAfterFinished"], raw["metadata"]["ownerReferences"]
-    assert not holds_target(Job(raw), transform)  # an orphan that has ended
+    assert not holds_target(Job(raw), transform, cluster.now)  # an orphan that has ended
 
 
 def test_an_orphan_that_is_suspended_does_not_hold_the_target() -> None:
@@ -286,14 +292,14 @@ def test_an_orphan_that_is_suspended_does_not_hold_the_target() -> None:
     raw["metadata"]["annotations"][ANNOTATION_CREATED] = ""  # older
     del raw["metadata"]["ownerReferences"]
     raw["status"] = {"active": 1}
-    assert holds_target(Job(raw), transform)
+    assert holds_target(Job(raw), transform, cluster.now)
     suspended = {"conditions": [{"type": "Suspended", "status": "True"}]}
     raw["status"] = suspended | {"terminating": 1}
-    assert holds_target(Job(raw), transform)  # a pod may still write
+    assert holds_target(Job(raw), transform, cluster.now)  # a pod may still write
     raw["status"] = suspended
-    assert not holds_target(Job(raw), transform)
+    assert not holds_target(Job(raw), transform, cluster.now)
     raw["metadata"]["labels"][LABEL_QUEUE] = "gpus"
-    assert holds_target(Job(raw), transform)  # Kueue may still admit it
+    assert holds_target(Job(raw), transform, cluster.now)  # Kueue may still admit it
 
 
 def test_parallelism_is_passed_on() -> None:
@@ -306,6 +312,30 @@ def test_parallelism_is_passed_on() -> None:
     assert patches == [{"maxFailedIndexes": 2, "parallelism": 2}]
     cluster.settle()
     assert cluster.status["phase"] == "Complete"
+
+
+def test_a_lower_parallelism_does_not_fail_a_job_for_failures_that_were_accepted() -> None:
+    cluster = PretendCluster(
+        outcome=lambda step, index: (1, "no") if step == "ranks" and index < 3 else (0, {"plan": PLAN}[step])
+    )
+    while "ranks" not in "".join(cluster.created):
+        cluster.work()
+        cluster.advance()
+    job = next(job for name, job in cluster.jobs.items() if "ranks" in name)
+    job["status"] = {"active": 3, "ready": 3, "failedIndexes": "0-2", "startTime": cluster.now.isoformat()}
+    cluster.change(execution={"parallelism": 2})
+    patches = [action.spec for action in cluster.decide().actions if isinstance(action, Patch)]
+    assert patches == [{"maxFailedIndexes": 3, "parallelism": 2}]
+
+
+def test_a_dry_run_does_not_wait_for_its_target() -> None:
+    other = PretendCluster(resource("99990000-bbbb"))
+    while "ranks" not in "".join(other.created):
+        other.work()
+        other.advance()
+    cluster = PretendCluster(resource(dryRun=True), others=list(other.jobs.values()))
+    cluster.settle()
+    assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Complete", "DryRun")
 
 
 @pytest.mark.parametrize(("parallelism", "failed"), [(1, 2), (2, 4), (4, 6), (8, 6)])

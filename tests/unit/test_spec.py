@@ -268,7 +268,7 @@ def test_damaged_documents_are_only_ever_refused(data: st.DataObject, kind: type
 
 
 def with_buckets() -> dict[str, Any]:
-    reach = {"endpoint": "https://minio:9000", "region": "x", "addressingStyle": "Path"}
+    reach = {"endpoint": "https://minio:65535", "region": "x", "addressingStyle": "Path"}
     source = {
         "bucket": "in",
         "prefix": "a/src",
@@ -313,6 +313,8 @@ def test_a_pod_finds_the_credentials_of_its_buckets() -> None:
         ({"s3": {"bucket": "abc\n"}}, "bucket"),
         ({"s3": {"bucket": "abc", "region": "x\n"}}, "region"),
         ({"s3": {"bucket": "abc", "endpoint": "https://host\n"}}, "endpoint"),
+        ({"s3": {"bucket": "abc", "endpoint": "http://host:65536"}}, "endpoint"),
+        ({"s3": {"bucket": "abc", "endpoint": "http://[::1"}}, "endpoint"),
         ({"s3": {"bucket": "abc", "credentialsSecretRef": {"name": "a-.b"}}}, "name"),
         ({"s3": {"bucket": "abc", "caBundleRef": {"name": "a", "key": "k\n"}}}, "key"),
         ({"s3": {"bucket": "abc", "prefix": "../x"}}, "spec.target.storage.s3.prefix"),

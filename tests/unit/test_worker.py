@@ -11,6 +11,7 @@ import pytest
 from pretend_cluster import CONFIG, PretendCluster
 
 from reshard_operator import worker
+from reshard_operator.cluster import ApiError
 from reshard_operator.decision import Decision
 from reshard_operator.observation import is_settled
 from reshard_operator.worker import Reconciler, requeue_delay
@@ -217,3 +218,45 @@ def test_a_job_with_many_pods_is_looked_at_less_often() -> None:
         job["spec"]["completions"] = count
         waits.append(cluster.decide().settle_seconds)
     assert waits == [5.0, 5.0, 1.0, 0.03]
+
+
+def test_a_replica_without_the_lease_remembers_no_transforms_and_lists_all_when_it_gets_it() -> None:
+    cluster, pretend, leads = Counted(), PretendCluster(), [False]
+    pretend.settle()
+    cluster.resources, cluster.seen = [pretend.resource], lambda _: pretend.see()
+
+    async def story() -> None:
+        reconciler = Reconciler(cast("Cluster", cluster), replace(CONFIG, resync_seconds=60), lambda: leads[0])
+        working = asyncio.create_task(reconciler.run())
+        for number in range(1000):
+            reconciler.enqueue("ns", f"gone-{number}")
+        await asyncio.sleep(0.6)
+        assert cluster.observations == 0
+        for _ in range(2):  # also if it gets it again between two looks
+            cluster.observed.clear()
+            leads[0] = False
+            reconciler.enqueue("ns", "ignored")
+            leads[0] = True
+            await cluster.observed.wait()
+            pretend.change(suspend=True)
+        working.cancel()
+
+    asyncio.run(asyncio.wait_for(story(), 60))
+    assert cluster.observations == 2
+
+
+@pytest.mark.parametrize(("status", "reason"), [(500, "JobDenied"), (403, "JobDenied")])
+def test_a_job_that_a_webhook_denies_is_reported(status: int, reason: str) -> None:
+    """The API server answers with 500 if it cannot reach a webhook."""
+    cluster, written = Counted(), list[str]()
+
+    async def act(*_: object) -> None:
+        raise ApiError(status, "InternalError", "failed calling webhook")
+
+    async def write(_: object, status: dict[str, Any]) -> None:
+        written.append(status["conditions"][0]["reason"])
+
+    cluster.act, cluster.write_status, cluster.seen = act, write, lambda _: PretendCluster().see()  # type: ignore[method-assign]
+    reconciler = Reconciler(cast("Cluster", cluster), CONFIG, lambda: True)
+    asyncio.run(reconciler._reconcile("ns", "a.transform"))  # noqa: SLF001 - without its queue
+    assert written == [reason]

@@ -23,6 +23,8 @@ _Name = Annotated[
     str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z", max_length=253)
 ]
 _Key = Annotated[str, msgspec.Meta(pattern=r"^(?!\.{1,2}$)[-._a-zA-Z0-9]+\Z", max_length=253)]
+_HOST = r"([^\s/@:\[\]]+|\[[0-9a-fA-F:.]+\])"
+_PORT = r"(:([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
 
 
 class ClaimSpec(Strict, frozen=True):
@@ -75,7 +77,7 @@ class S3Spec(Strict, frozen=True):
 
     bucket: Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9][-._:a-zA-Z0-9]{1,254}\Z")]
     prefix: RelativePath = ""
-    endpoint: Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s/@]+(/[^\s@]*)?\Z", max_length=1024)] | None = None
+    endpoint: Annotated[str, msgspec.Meta(pattern=rf"^https?://{_HOST}{_PORT}(/[^\s@]*)?\Z", max_length=1024)] | None = None
     region: Annotated[str, msgspec.Meta(pattern=r"^[-a-zA-Z0-9]+\Z", max_length=64)] | None = None
     addressing_style: Addressing = "Auto"
     checksums: Checksums = "Auto"
