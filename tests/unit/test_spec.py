@@ -294,11 +294,11 @@ def test_a_pod_finds_the_credentials_of_its_buckets() -> None:
     request = request_of_pod(spec)
     assert (request.source, request.source_strategy) == ("s3://in/a/src", "s3://in/a/s.ckpt")
     assert (request.target, request.target_strategy) == ("s3://out", "/volumes/target-strategy/p/t.ckpt")
-    storage_options = StorageOptions("https://minio:9000", "x", "Path", "/certificates/source/ca.crt", "/credentials/source")
+    storage_options = StorageOptions("https://minio:65535", "x", "Path", "/certificates/source/ca.crt", "/credentials/source")
     confined = StorageOptions(inside="/volumes/target-strategy")
     assert request.storage_options == RequestStorageOptions(source=storage_options, target_strategy=confined)
     local = request_here(spec, claims={"c": "/c"}, config_maps={}, secrets={"reads": "/keys"})
-    assert local.storage_options.source == StorageOptions("https://minio:9000", "x", "Path", None, "/keys")
+    assert local.storage_options.source == StorageOptions("https://minio:65535", "x", "Path", None, "/keys")
     assert here(spec, c="/c").storage_options.source.credentials is None
 
 
