@@ -80,6 +80,8 @@ def test_manifests_with_fingerprints_are_enough(
         path.unlink()
     code, found = diff(capsys, first, second)
     assert (code, found["equal"], found["by_fingerprint"], found["bytes_compared"]) == (0, 4, 4, 0)
+    main(["diff", str(first), str(second)])
+    assert "note: only the manifest was compared, not the files" in capsys.readouterr().err
     assert main(["diff", str(first), str(second), "--read"]) == 66
 
 

@@ -98,6 +98,15 @@ def test_a_lock_expires_although_a_process_has_its_holders_pid(target: Path) -> 
     assert can_lock(target)
 
 
+def test_a_process_whose_parent_never_reads_its_exit_code_has_ended() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    try:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert start_time(child.pid) is None
+    finally:
+        child.wait()
+
+
 def test_the_heartbeat_decides_even_if_the_process_runs(target: Path) -> None:
     path = leave_lock(target, this_process())
     assert not can_lock(target)

@@ -205,6 +205,21 @@ def test_a_hugging_face_folder_is_a_source(tmp_path: Path) -> None:
     assert set(contents(tmp_path / "u")) == {"part0.safetensors"}
 
 
+def test_nothing_is_lost_on_the_way_through_files_for_hugging_face_libraries(source: disk.Checkpoint, tmp_path: Path) -> None:
+    """They have no strategy, whether their manifest is there or not: what no strategy names is copied to every rank."""
+    request = Request(source.source, tmp_path / "h", source.source_strategy, options=Options(format="HuggingFace"))
+    assert transform_checkpoint(request, workers=2).complete
+    for manifest in (True, False):
+        target = tmp_path / f"back-{manifest}"
+        assert cut(tmp_path / "h", target, source.target_strategy).complete
+        for rank in range(6):
+            (path,) = (target / f"rank_{rank}").glob("*.safetensors")
+            held = rawfiles.read("safetensors", path.read_bytes())
+            assert held["step"].tobytes() == whole(source.model)["step"]
+            assert held["moment1.w0"].tobytes() == whole(source.model)["moment1.w0"]
+        (tmp_path / "h" / MANIFEST).unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

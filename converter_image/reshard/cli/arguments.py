@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 from reshard.errors import MissingInputError, UsageError
 from reshard.spec.keys import Encryption, Key
 from reshard.spec.layout import Mesh, axes_and_sizes
-from reshard.spec.request import FORMATS, Options, Request
+from reshard.spec.request import FORMATS, LEAST_MODE, Options, Request
 from reshard.spec.rules import CastRule, FloatType, PadRule, RenameRule
 from reshard.spec.storage_options import RequestStorageOptions, StorageOptions
 from reshard.spec.urls import local_path
@@ -301,6 +301,7 @@ def _mode(text: str | None) -> int | None:
         mode = int(text, 8)
     except ValueError:
         mode = -1
-    if mode < 0:
-        raise UsageError("InvalidMode", f"{text!r} is not an octal mode", where="--file-mode", fix="use a number such as 0640")
+    if not LEAST_MODE <= mode <= 0o777:
+        what = f"{text!r} is not an octal mode that allows the owner to read"
+        raise UsageError("InvalidMode", what, where="--file-mode", fix="use a number from 0400 to 0777, such as 0640")
     return mode

@@ -73,7 +73,7 @@ def _notes_on_casts(model: Model, options: Options) -> list[str]:
 def _notes(model: Model, request: Request, planner: Planner) -> tuple[str, ...]:
     notes = _notes_on_names(model, request.options)
     if model.source_only:
-        notes.append(f"skipped parameters that are only in the source strategy: {listed(model.source_only)}")
+        notes.append(f"skipped parameters that only the source strategy, or a part file, names: {listed(model.source_only)}")
     if model.target_only:
         notes.append(f"skipped parameters that are only in the target strategy: {listed(model.target_only)}")
     if model.not_in_files:

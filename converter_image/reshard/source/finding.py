@@ -213,7 +213,9 @@ def _described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat], ra
     check_described(store, manifest, entries)
     own, slices = frozenset(paths.values()), manifest.may_be_slices
     if output_of(manifest.options).whole:
-        return Files(paths, kind="Unified", described=True, own=own, may_be_slices=slices)
+        # The names of unified files state which parameters a strategy names. Those for Hugging Face libraries do not.
+        kind: Kind = "Unified" if all(map(is_part, own)) else "Sharded"
+        return Files(paths, kind=kind, described=True, own=own, may_be_slices=slices)
     wanted = {rank: path for rank, path in paths.items() if ranks is None or rank in ranks}
     found = Files(wanted, ranks=_count(paths), described=True, own=own, may_be_slices=slices)._replace(**_ranks_in(manifest))
     return found._replace(manifest=manifest) if found.parameters.records and found.total > 1 else found

@@ -35,6 +35,7 @@ LinkReplicas = Literal["Never", "Clone", "HardLink"]
 Stages = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 
 # A higher level includes the checks of the lower ones.
+LEAST_MODE = 0o400  # the owner can read
 STRICTNESS: dict[Verification, int] = {"None": 0, "Sample": 1, "Full": 2}
 _LONGEST_PREFIX_BYTES = 128
 
@@ -70,7 +71,7 @@ class Options(msgspec.Struct, frozen=True):
             otherwise. "HuggingFace" implies the output "Unified". A format of another package has the name of its entry
             point.
         source_format: format of the source. None means that it is detected from the file names.
-        target_ranks: number of target ranks. Each gets a chunk of dimension 0 of every tensor, as in FSDP. None means that the
+        target_ranks: number of target ranks. Each gets a chunk of dimension 0 of the tensors, as in FSDP. None means that the
             target strategy determines the ranks.
         output: files to write. "PerRank" means one file for each rank, sharded by the target strategy. "Stage" is like "PerRank",
             with the parameters of one pipeline stage of the source. "Unified" means whole parameters in files of limited size.
@@ -102,7 +103,8 @@ class Options(msgspec.Struct, frozen=True):
         replicas: handling of slices that several source ranks hold. "Identical" raises an error if they differ, and reads any of
             them. "LowestRank" reads each slice from the lowest rank that holds it.
         crc: whether to write a CRC32 to each file, for MindSpore's `crc_check`.
-        file_mode: permission bits of files. Folders also get search permission for each class that has read permission. None
+        file_mode: permission bits of files, with which the owner can read them. Folders also get search permission for each class
+            that has read permission. None
             means 0666 for files and 0777 for folders, minus the umask.
         verification: amount of written data that is compared with the source.
         overwrite: whether an existing checkpoint in the target is replaced.
@@ -139,7 +141,7 @@ class Options(msgspec.Struct, frozen=True):
     allow_inconsistent: Patterns = ()
     replicas: Replicas = "Identical"
     crc: bool = False
-    file_mode: Annotated[int, msgspec.Meta(ge=0, le=0o777)] | None = None
+    file_mode: Annotated[int, msgspec.Meta(ge=LEAST_MODE, le=0o777)] | None = None
     verification: Verification = "Sample"
     overwrite: Overwrite = "Never"
     copy_mode: CopyMode = "Client"

@@ -118,7 +118,7 @@ class TargetSpec(Strict, frozen=True):
     crc: bool = False
     copy_mode: CopyMode = "Client"
     link_replicas: LinkReplicas = "Never"
-    file_mode: Annotated[str, msgspec.Meta(pattern="^0?[0-7]{3}$")] | None = None
+    file_mode: Annotated[str, msgspec.Meta(pattern=r"^0?[4-7][0-7]{2}\Z")] | None = None
     encryption: EncryptionSpec | None = None
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 UNKNOWN = 0
+_ENDED = {"Z", "X"}  # a zombie remains until its parent reads its exit code, which may never happen
 _TOKEN = re.compile(r"([0-9a-f]{12})?-(\d{1,10})-(\d{1,20})-([0-9a-f]{12})?-([0-9a-f]{12})?", re.ASCII)
 # kubelet mounts the termination message of a container from pods/<uid>/containers/<name>/<a new number for each start>.
 _CONTAINER = re.compile(r"(\S*/pods/[^/\s]+/containers/[^/\s]+)/([0-9a-f]+) ", re.ASCII)
@@ -77,23 +78,25 @@ def _identity(pid: int) -> ProcessId:
         boot = ""
     if boot and (match := _CONTAINER.search(_read("/proc/self/mountinfo"))) is not None:
         container, instance = _hash(host, boot, match[1]), _hash(match[2])
-    return ProcessId(machine, pid, _start_time(pid), container, instance)
+    return ProcessId(machine, pid, _state(pid)[1], container, instance)
 
 
 def start_time(pid: int) -> int | None:
-    """Return the start time of a process in clock ticks since boot, `UNKNOWN` if it is hidden, or None if it does not exist."""
+    """Return the start time of a process in clock ticks since boot, `UNKNOWN` if it is hidden, or None if it has ended."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return None
     except PermissionError:
         pass
-    return _start_time(pid)
+    state, started = _state(pid)
+    return None if state in _ENDED else started
 
 
-def _start_time(pid: int) -> int:
+def _state(pid: int) -> tuple[str, int]:
+    """Return the state of a process and its start time, see proc_pid_stat(5)."""
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()  # the name before it may contain any character
-    return int(fields[19]) if len(fields) > 19 else UNKNOWN
+    return (fields[0], int(fields[19])) if len(fields) > 19 else ("", UNKNOWN)
 
 
 def _read(path: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -18,6 +18,7 @@ from reshard.layout.box import Box, strides
 from reshard.parallel import parallel
 from reshard.plan import prove
 from reshard.progress import Cancellation, Silent
+from reshard.source.described import check_described
 from reshard.source.files import open_source
 from reshard.spec.request import Options
 from reshard.target.documents import check_manifest
@@ -28,7 +29,7 @@ from reshard.transform.inputs import cancellable, inputs_to_read
 from reshard.transform.prepare import prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from reshard.engine.gather import SourceFiles
     from reshard.engine.moves import Fill
@@ -213,6 +214,8 @@ def diff_checkpoints(  # noqa: PLR0913 - one for each option
     with operation("diff_checkpoints") as measured:
         known = [_stated(url, options) for url in (a, b)]
         if not read and all(found and all(each.fingerprint for each in found.values()) for found in known):
+            for each in filter(None, (_changed(url, options) for url in (a, b))):
+                progress.note(each)
             before, after = ({name: each for name, each in found.items() if wanted(name)} for found in known)
             _check_wanted(before, after, f"{a}, {b}")
             differences, same, by_fingerprint, unknown = _compare(before, after, read=False)
@@ -257,6 +260,37 @@ def _stated(url: str, storage_options: StorageOptions | None) -> dict[str, _Stat
     return {name: _Stated(kind.dtype, kind.shape, fingerprints.get(name)) for name, kind in parameters}
 
 
+def _changed(url: str, storage_options: StorageOptions | None) -> str | None:
+    """Return how the files of a checkpoint differ from its manifest, by names, sizes and samples, or None if they do not."""
+    store = open_source(url, storage_options).store
+    manifest = TargetFolder(store, None).manifest()
+    try:
+        if manifest is not None:
+            check_described(store, manifest, store.list(""))
+    except ReshardError as error:
+        return f"only the manifest was compared, not the files: {url}: {error.what}"
+    return None
+
+
+@contextmanager
+def _own_remedies(url: str) -> Iterator[None]:
+    """Replace remedies that are options of a transform."""
+    try:
+        yield
+    except ReshardError as error:
+        fix = error.fix or ""
+        if "--source-strategy" in fix:
+            fix = "use the files of all ranks, and specify their strategy (--strategy-a, --strategy-b)"
+        elif "--files" in fix or "--step" in fix:
+            fix = (
+                "restore the files of the manifest, and move others to another folder; to compare the files as they are, move the"
+                " manifest to another folder"
+            )
+        else:
+            raise
+        raise type(error)(error.reason, error.what, where=url, fix=fix) from error
+
+
 def _task(
     url: str,
     strategy: str | None,
@@ -273,13 +307,8 @@ def _task(
         decryption=decryption,
         cancellation=cancellation,
     )
-    try:
+    with _own_remedies(url):
         task = prepare(inputs, progress, workers=default_workers(), single=True)
-    except ReshardError as error:  # whose remedy may be an option of a transform
-        if "--source-strategy" not in (error.fix or ""):
-            raise
-        fix = "use the files of all ranks, and specify their strategy (--strategy-a, --strategy-b)"
-        raise type(error)(error.reason, error.what, where=url, fix=fix) from error
     return replace(task, source=cancellable(task.source, cancellation))
 
 

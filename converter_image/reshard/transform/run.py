@@ -14,6 +14,8 @@ from reshard.errors import AccessError, DataError, LockedError, MissingInputErro
 from reshard.formats.registry import document_names
 from reshard.plan import bytes_needed
 from reshard.progress import Cancellation, Silent
+from reshard.source.described import files_there, unlisted
+from reshard.source.listing import preview
 from reshard.storage.cancellable import cancelled_by
 from reshard.storage.traffic import metered
 from reshard.target.documents import LOCK
@@ -207,7 +209,7 @@ def _result(
     """Return the result of a run that wrote ranks."""
     task = preflight.task
     whole = manifest if manifest is not None and is_whole(manifest) else None
-    notes = (*_notes(task, whole), *preflight.target.store.notes)
+    notes = (*_notes(task, whole), *_notes_on_files(preflight.target.store, whole), *preflight.target.store.notes)
     for note in notes:
         progress.note(note)
     index_bytes = 0
@@ -321,7 +323,8 @@ def _nothing_to_do(found: Complete, progress: Progress, measured: Phase, meter: 
     """Return the result of a run that found everything finished."""
     _tidy(found.target, found.snapshot)
     manifest = found.manifest
-    notes = (*manifest.notes, *final_notes(manifest), *found.target.store.notes)
+    store = found.target.store
+    notes = (*manifest.notes, *final_notes(manifest), *_notes_on_files(store, manifest), *store.notes)
     for note in notes:
         progress.note(note)
     return Result(
@@ -394,3 +397,11 @@ def _notes(task: Task, manifest: Manifest | None) -> tuple[str, ...]:
     names = sorted(set(manifest.inconsistent_replicas) - task.model.inconsistent_replicas)
     inconsistent = f"copies of these parameters differ between stages; those of the first stage are used: {listed(names)}"
     return (*final_notes(manifest), *([inconsistent] if names else []))
+
+
+def _notes_on_files(store: Store, manifest: Manifest | None) -> tuple[str, ...]:
+    """Return a note about checkpoint files that do not belong to a complete target, unless it takes requests to find them."""
+    if manifest is None or manifest.index is not None or store.remote:
+        return ()
+    others = unlisted(manifest, files_there(store, manifest, store.list("")))
+    return (f"these files do not belong to the checkpoint; move them to another folder: {preview(others)}",) if others else ()

@@ -113,9 +113,9 @@ def verify_checkpoint(
         if manifest is None:
             raise MissingInputError(
                 "ManifestMissing",
-                f"{MANIFEST_NAME} does not exist: this is not a complete checkpoint",
+                f"{MANIFEST_NAME} does not exist: this is not the complete target of a transform",
                 where=target.store.url,
-                fix="run the transform again; finished ranks are kept",
+                fix="specify the target of a transform; if the transform was interrupted, run it again",
             )
         documents = expected_documents(manifest)
         _check_files(target.store, manifest, documents)
@@ -201,8 +201,7 @@ def _check_files(store: ReadStore, manifest: Manifest, documents: Mapping[str, E
             where=f"{store.url}/{MANIFEST_NAME}",
             fix="restore it, or run the same transform again with --overwrite",
         )
-    there = check_exists(store, manifest, documents)
-    if added := unlisted(manifest, there):
+    if added := unlisted(manifest, check_exists(store, manifest, documents)):
         raise DataError(
             "FilesUnlisted",
             f"the manifest does not list {preview(added)}",

@@ -10,7 +10,7 @@ import stat as stat_bits
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reshard.errors import AccessError, MissingInputError, OutputError, ReshardError, StorageError
+from reshard.errors import AccessError, MissingInputError, OutputError, ReshardError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +20,14 @@ _CANNOT_WRITE = {
     errno.EDQUOT: "free space or raise the quota, or choose another target",
     errno.EROFS: "mount the file system for writing, or choose another target",
     errno.EFBIG: "raise the file size limit of the file system or of `ulimit -f`, or choose another target",
+}
+_UNUSABLE = {errno.ENAMETOOLONG, errno.ELOOP}
+_IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+_NOT_FOUND = ("NotFound", "no such file or folder", "correct the path")
+_CANNOT_READ: dict[int | None, tuple[str, str, str]] = {
+    errno.ENOENT: _NOT_FOUND,
+    errno.ENOTDIR: _NOT_FOUND,
+    errno.EISDIR: ("NotAFile", "expected a file, found a folder", "specify a file"),
 }
 _TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 
@@ -37,18 +45,35 @@ def _translated(error: OSError, path: str, *, writing: bool) -> ReshardError:
     reason = error.strerror or str(error)
     if error.errno in (errno.EACCES, errno.EPERM):
         return denied(path, writing=writing)
-    if error.errno in (errno.ENOENT, errno.ENOTDIR) and not writing:
-        return MissingInputError("NotFound", "no such file or folder", where=path, fix="correct the path")
-    if error.errno == errno.EISDIR and not writing:
-        return MissingInputError("NotAFile", "expected a file, found a folder", where=path, fix="specify a file")
+    if (wrong := _wrong_path(error.errno, reason, path, writing=writing)) is not None:
+        return wrong
     if error.errno in _CANNOT_WRITE:
         return OutputError("CannotWrite", reason, where=path, fix=_CANNOT_WRITE[error.errno])
-    if writing and error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-        return OutputError("CannotCreate", reason, where=path, fix="choose another target")
     kind, fix = "WriteFailed" if writing else "ReadFailed", "check the storage for errors, then retry"
     if error.errno in _TOO_MANY_FILES:
         kind, fix = "TooManyOpenFiles", "raise the limit (ulimit -n), or write fewer ranks at a time (--only-ranks)"
     return StorageError(kind, reason, where=path, fix=fix)
+
+
+def _wrong_path(number: int | None, reason: str, path: str, *, writing: bool) -> ReshardError | None:
+    """Return the error for a path that cannot be used, or None if the path is not the cause."""
+    if number in _UNUSABLE:
+        fix = "use a shorter path, without links that lead to themselves"
+        return UsageError("InvalidPath", reason, where=path, fix=fix)
+    if not writing:
+        found = _CANNOT_READ.get(number)
+        return None if found is None else MissingInputError(found[0], found[1], where=path, fix=found[2])
+    if number == errno.ENOENT and (link := _broken_link(path)) is not None:
+        return OutputError("CannotCreate", f"the link {link} leads to nothing", where=path, fix="correct or remove the link")
+    if number in _IN_THE_WAY:
+        return OutputError("CannotCreate", reason, where=path, fix="choose another target")
+    return None
+
+
+def _broken_link(path: str) -> Path | None:
+    """Return the link above a path whose target does not exist."""
+    found = Path(path)
+    return next((each for each in (found, *found.parents) if each.is_symlink() and not each.exists()), None)
 
 
 def denied(path: str, *, writing: bool) -> AccessError:
