@@ -165,9 +165,9 @@ def test_an_error_is_json_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["verify", str(tmp_path), "--json"]) == 66
     assert said(capsys)["error"] == {
         "reason": "ManifestMissing",
-        "message": "reshard-manifest.json does not exist: this is not a complete checkpoint",
+        "message": "reshard-manifest.json does not exist: this is not the complete target of a transform",
         "where": str(tmp_path),
-        "remedy": "run the transform again; finished ranks are kept",
+        "remedy": "specify the target of a transform; if the transform was interrupted, run it again",
         "exitCode": 66,
         "documentation": documentation("ManifestMissing"),
     }

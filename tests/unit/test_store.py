@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
 from store_contract import StoreContract
 
-from reshard.errors import DataError, MissingInputError
+from reshard.errors import DataError, MissingInputError, StorageError
 from reshard.spec.storage_options import StorageOptions
 from reshard.storage import open_store
+from reshard.storage.local import LocalStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,3 +121,19 @@ def test_links_out_of_a_claim_can_be_deleted_and_replaced(tmp_path: Path) -> Non
     store.write("b", b"1", mode=None)
     assert [(path.name, path.read_bytes()) for path in claim.iterdir()] == [("b", b"1")]
     assert other.read_bytes() == b"s"
+
+
+@pytest.mark.parametrize(("left", "raises"), [(".nfs000000000001", False), ("written-meanwhile", True)])
+def test_a_folder_remains_on_nfs_until_its_files_are_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str, *, raises: bool
+) -> None:
+    """NFS renames a deleted file that is still open. A virtual machine with NFS showed it."""
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp" / left).touch()
+
+    def not_empty(*_: object) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(shutil, "rmtree", not_empty)
+    with pytest.raises(StorageError) if raises else nullcontext():
+        LocalStore(tmp_path).delete("tmp")

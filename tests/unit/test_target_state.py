@@ -501,7 +501,7 @@ def test_a_process_that_resumes_while_it_verifies_leaves_the_files_of_others(
     def check_file(*arguments: Any, **options: Any) -> None:
         if not woken:
             woken.append(True)
-            shutil.rmtree(target)
+            shutil.rmtree(target, ignore_errors=True)  # on NFS, folders with open files remain
             assert run(other, target) == 0
             raise BugError("VerificationFailed", "the file differs", where="", fix="inspect it")
         usual(*arguments, **options)

@@ -246,7 +246,7 @@ def test_a_replica_without_the_lease_remembers_no_transforms_and_lists_all_when_
 
 
 @pytest.mark.parametrize(("status", "reason"), [(500, "JobDenied"), (403, "JobDenied")])
-def test_a_job_that_a_webhook_denies_is_reported(status: int, reason: str) -> None:
+def test_a_job_that_a_webhook_denies_is_reported(monkeypatch: pytest.MonkeyPatch, status: int, reason: str) -> None:
     """The API server answers with 500 if it cannot reach a webhook."""
     cluster, written = Counted(), list[str]()
 
@@ -256,7 +256,9 @@ def test_a_job_that_a_webhook_denies_is_reported(status: int, reason: str) -> No
     async def write(_: object, status: dict[str, Any]) -> None:
         written.append(status["conditions"][0]["reason"])
 
-    cluster.act, cluster.write_status, cluster.seen = act, write, lambda _: PretendCluster().see()  # type: ignore[method-assign]
+    monkeypatch.setattr(cluster, "act", act)
+    monkeypatch.setattr(cluster, "write_status", write)
+    cluster.seen = lambda _: PretendCluster().see()
     reconciler = Reconciler(cast("Cluster", cluster), CONFIG, lambda: True)
     asyncio.run(reconciler._reconcile("ns", "a.transform"))  # noqa: SLF001 - without its queue
     assert written == [reason]

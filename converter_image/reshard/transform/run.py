@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from reshard.engine.task import Task
     from reshard.progress import Progress
     from reshard.spec.request import Request
+    from reshard.storage.protocol import Store
     from reshard.storage.traffic import Meter
     from reshard.target.folder import TargetFolder
     from reshard.target.snapshot import TargetSnapshot, TaskRecord

@@ -57,7 +57,7 @@ TARGET: tuple[Declared, ...] = (
         "--target-ranks",
         type=click.IntRange(1, 65536),
         metavar="N",
-        help="Number of target ranks. Each gets a chunk of dimension 0, as in FSDP, and all of what a source strategy does not name.",
+        help="Number of target ranks. Each gets a chunk of dimension 0, as in FSDP. What a source strategy omits is whole.",
     ),
     option(
         RANKS,

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from reshard.spec.storage_options import Io, Link
     from reshard.storage.protocol import Store
 
+# Linux renames a deleted file that is still open to such a name, and deletes it when it is closed (fs/nfs/unlink.c).
+_OPEN_ON_NFS = ".nfs"
+
 
 class LocalStore:
     """The files below one folder.
@@ -212,7 +215,7 @@ class LocalStore:
         full = self._at(path)
         with failures(full, writing=True):
             if os.path.isdir(full) and not os.path.islink(full):
-                shutil.rmtree(full)
+                _delete_tree(full)
             else:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(full)
@@ -306,3 +309,13 @@ def _exists(entry: os.DirEntry[str]) -> bool:
 def _stat(name: str, found: os.stat_result) -> Stat:
     folder = stat_bits.S_ISDIR(found.st_mode)
     return Stat(name, folder, 0 if folder else found.st_size, version_of(found), found.st_mtime, changed_of(found))
+
+
+def _delete_tree(folder: str) -> None:
+    """Delete a folder. On NFS, it remains until the last process on this machine closes the files that were deleted in it."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        left = (name for _, _, names in os.walk(folder) for name in names)
+        if error.errno != errno.ENOTEMPTY or not all(name.startswith(_OPEN_ON_NFS) for name in left):
+            raise
