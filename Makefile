@@ -13,6 +13,8 @@
 #   BOUND    maximum number of deviations of a schedule of `make simulate` (2)
 #   INPUTS   maximum number of inputs of each parser of `make fuzz` (unlimited)
 #   PARSERS  parsers for `make fuzz`: names in tests/fuzz/targets (all)
+#   TESTS    tests for `make test-in-vm` (those of memory limits)
+#   STORAGE  storage of `make test-in-vm`: DISK or NFS (DISK)
 #   CORPUS   folder that keeps the inputs of `make fuzz` for the next run (none)
 #   DIST     output folder of `make dist` (dist)
 #   VERSION  version for `make release`
@@ -71,6 +73,10 @@ test: $(READY) ## Run the tests; TIER=unit (or conformance, compiled, s3...) run
 .PHONY: simulate
 simulate: $(READY) ## Explore schedules of processes that write to one target: SECONDS for each scenario (60), BOUND of deviations (2)
 	@PYTHONPATH=tests/support $(BIN)/python -m simulation '$(or $(SECONDS),60)' '$(or $(BOUND),2)'
+
+.PHONY: test-in-vm
+test-in-vm: $(READY) ## Run unit tests in a virtual machine with cgroup v2; STORAGE=NFS uses NFS, TESTS="tests/unit/test_locks.py" selects some
+	@sh scripts/vm/run.sh $(BIN)/python '$(or $(STORAGE),DISK)' $(or $(TESTS),tests/unit/test_memory_limit.py tests/unit/test_commit_memory.py)
 
 .PHONY: test-pythons
 test-pythons: ## Run the unit tier on every installed Python from 3.11 to 3.14

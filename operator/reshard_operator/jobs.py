@@ -90,10 +90,8 @@ def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Obj
     job["spec"] |= {
         "completionMode": "Indexed",
         "completions": completions,
-        "parallelism": min(spec.execution.parallelism, completions),
         "backoffLimitPerIndex": spec.execution.backoff_limit_per_index,
-        # More failures than pods that run at the same time probably have a cause that concerns all ranks.
-        "maxFailedIndexes": min(spec.execution.parallelism, completions),
+        **limits(spec, completions),
     }
     del job["spec"]["backoffLimit"]
     job["spec"]["podFailurePolicy"]["rules"] = [
@@ -103,6 +101,13 @@ def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Obj
     ]
     _limit(job, transform)
     return job
+
+
+def limits(spec: TransformSpec, completions: int) -> dict[str, int]:
+    """Return the limits of the Job of the ranks that can change while it runs, by their fields."""
+    most = min(spec.execution.parallelism, completions)
+    # More failures than pods that run at the same time probably have a cause that concerns all ranks.
+    return {"parallelism": most, "maxFailedIndexes": most}
 
 
 def transform_job(transform: Transform, config: Config, run: int = 1) -> Object:

@@ -25,6 +25,8 @@ from reshard_operator.observation import MOST_RUNS, as_text, ranks_of
 from reshard_operator.status import Phase, State, all_done, build, plan_details, rank_details
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from reshard.spec.messages import FailureMessage, StepMessage
     from reshard.spec.resource import TransformSpec
     from reshard_operator.config import Config
@@ -93,10 +95,10 @@ def reconcile(seen: Observation, config: Config) -> Decision:
     if spec.execution.mode == "SinglePod" and not spec.dry_run:  # a plan alone needs no queue, and no target
         done = seen.result("transform", TransformMessage)
         end = _end(seen, spec, done.plan, done.committed) if done is not None else None
-        return end or _step(seen, spec, "transform", jobs.transform_job(transform, config, _next_run(seen, "transform")))
+        return end or _step(seen, spec, "transform", lambda: jobs.transform_job(transform, config, _next_run(seen, "transform")))
     planned = _planned(seen)
     if planned is None:
-        return _step(seen, spec, "plan", jobs.plan_job(transform, config, _next_run(seen, "plan")))
+        return _step(seen, spec, "plan", lambda: jobs.plan_job(transform, config, _next_run(seen, "plan")))
     return _carry_out(seen, spec, planned, config)
 
 
@@ -113,11 +115,12 @@ def _carry_out(seen: Observation, spec: TransformSpec, planned: PlanMessage, con
     else:
         details |= rank_details(seen, job, ranks, planned.grouping, _failures(seen, job, ranks, planned.grouping))
     if ranks and (job is None or not job.complete):
-        decision = _step(seen, spec, "ranks", jobs.ranks_job(seen.transform, config, planned), details)
+        decision = _step(seen, spec, "ranks", lambda: jobs.ranks_job(seen.transform, config, planned), details)
         settle = min(_LONGEST_SETTLE_SECONDS, job.left / _LEFT_PER_SECOND) if job is not None else 0.0
         return replace(decision, settle_seconds=settle)
     # An index has no ranks, and a pod may be deleted before its report is read.
-    return _step(seen, spec, "commit", jobs.commit_job(seen.transform, config, planned, _next_run(seen, "commit")), details)
+    run = _next_run(seen, "commit")
+    return _step(seen, spec, "commit", lambda: jobs.commit_job(seen.transform, config, planned, run), details)
 
 
 def _end(seen: Observation, spec: TransformSpec, planned: PlanMessage, committed: CommitMessage | None) -> Decision | None:
@@ -166,17 +169,19 @@ def _next_run(seen: Observation, step: str) -> int:
     return seen.runs.get(step, 0) + 1
 
 
-def _step(seen: Observation, spec: TransformSpec, step: str, manifest: Object, details: Object | None = None) -> Decision:
-    """Return the decision for one step. `manifest` is the manifest of its next Job."""
+def _step(
+    seen: Observation, spec: TransformSpec, step: str, manifest: Callable[[], Object], details: Object | None = None
+) -> Decision:
+    """Return the decision for one step. `manifest` returns the manifest of its next Job. A large one takes time."""
     job = seen.jobs.get(step)
     if job is None:
-        return _begin(seen, spec, step, manifest, details)
+        return _begin(seen, spec, step, manifest(), details)
     doing = _STEPS[step].doing(f"Job {job.name} is being deleted")
     if job.deleting:
         return _set_status(seen, doing, details, _REQUEUE_SECONDS)
     if job.complete:  # without a result, or the step would be over
         if seen.runs[step] < MOST_RUNS:
-            return _begin(seen, spec, step, manifest, details)
+            return _begin(seen, spec, step, manifest(), details)
         return _fail(seen, "ResultMissing", _why_no_result(seen, step, job), details)
     if job.failed is not None:
         reason, message = _why_failed(seen, spec, step, job)
@@ -187,7 +192,7 @@ def _step(seen: Observation, spec: TransformSpec, step: str, manifest: Object, d
     ending = replace(doing, reason="Suspending", message="waiting for pods to terminate")
     if spec.suspend and queue:  # Kueue would resume it
         return _set_status(seen, ending, details, _REQUEUE_SECONDS, Delete(job))
-    actions = _adjust(spec, step, job, manifest)
+    actions = _adjust(spec, step, job)
     if spec.suspend and job.suspended:
         return _set_status(seen, _SUSPENDED, details, None, *actions)
     if spec.suspend:
@@ -265,7 +270,7 @@ def _busy(seen: Observation, phase: Phase) -> State:
     return State(phase, "TargetBusy", f"waiting for {', '.join(seen.rivals[:3])}, which writes to the same target")
 
 
-def _adjust(spec: TransformSpec, step: str, job: Job, manifest: Object) -> tuple[Patch, ...]:
+def _adjust(spec: TransformSpec, step: str, job: Job) -> tuple[Patch, ...]:
     """Return the changes of mutable fields of a Job. For a queued Job, Kueue controls suspension and parallelism.
 
     A lower parallelism does not turn failures that were accepted into the failure of the Job.
@@ -275,9 +280,10 @@ def _adjust(spec: TransformSpec, step: str, job: Job, manifest: Object) -> tuple
     if bool(job.spec.get("suspend")) != spec.suspend and (spec.suspend or not queued):
         wanted["suspend"] = spec.suspend
     if step == "ranks":
-        limits = {"maxFailedIndexes": max(manifest["spec"]["maxFailedIndexes"], len(job.indexes("failedIndexes")))}
-        if not queued:
-            limits["parallelism"] = manifest["spec"]["parallelism"]
+        limits = jobs.limits(spec, job.spec["completions"])
+        limits["maxFailedIndexes"] = max(limits["maxFailedIndexes"], len(job.indexes("failedIndexes")))
+        if queued:
+            del limits["parallelism"]
         wanted |= {field: value for field, value in limits.items() if job.spec.get(field) != value}
     return (Patch(job, wanted),) if wanted else ()
 
