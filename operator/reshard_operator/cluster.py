@@ -31,7 +31,7 @@ _MOST_WAITING = 50
 _MOST_INDEXES = 200
 # Objects per page. Users determine the sizes of transforms, Jobs and pods, up to 1.5 MB each.
 PAGE = 50
-_FIRST_PODS = 10
+_SMALL_PAGE = 10
 _MOST_PODS_OF_A_PAGE = 500
 _PAGE_BYTES = 4 << 20
 _POD_BYTES = 6 << 10  # without what its Job determines
@@ -65,6 +65,11 @@ class ApiError(Exception):
     def __init__(self, status: int, reason: str, message: str, fields: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.status, self.reason, self.fields = status, reason, fields
+
+    @property
+    def refuses(self) -> bool:
+        """True if the API server refused the object, also because it could not ask a webhook, and not the request as such."""
+        return self.status in {400, 403, 404, 413, 422} or (self.status == 500 and "calling webhook" in str(self))
 
     @property
     def invalid(self) -> bool:
@@ -244,7 +249,7 @@ class Cluster:
         own = f"{LABEL_TRANSFORM}={transform.uid}"
         pods: list[Pod] = []
         if untold := [step for step in ("plan", "commit", "transform") if step in current and not transform.knows(step)]:
-            pods += await self._pods_in(place, f"{own},{LABEL_STEP} in ({','.join(untold)})")
+            pods += await self._pods_in(place, f"{_OF_JOB} in ({','.join(current[step].uid for step in untold)})")
         if any(_works(current[step], pods) for step in untold):  # no other Job is created meanwhile
             return pods, []
         if (job := current.get("ranks")) is not None:
@@ -328,13 +333,13 @@ class Cluster:
         return items[:most]
 
     async def _pods_in(
-        self, place: str, labels: str, fields: str = "", most: int = _MOST_WAITING, page: int = _FIRST_PODS
+        self, place: str, labels: str, fields: str = "", most: int | None = None, page: int = _SMALL_PAGE
     ) -> list[Pod]:
-        """Return the first `most` matching pods, read in pages."""
+        """Return the matching pods, or the first `most` of them, read in pages."""
         pods: list[Pod] = []
-        async for items in self._pages(place, labels, fields, min(page, most)):
+        async for items in self._pages(place, labels, fields, min(page, most or page)):
             pods += map(Pod.parse, items)
-            if len(pods) >= most:
+            if most is not None and len(pods) >= most:
                 break
         return pods[:most]
 

@@ -43,7 +43,7 @@ def waiting_for(seen: Observation, job: Job, phase: Phase, *, progressed: bool) 
     """
     pods = seen.pods_of(job)
     found = [(pod, why) for pod in pods if (why := _why(seen, pod)) is not None]
-    if job.ready or progressed:  # a pod that is not scheduled follows when others have ended
+    if job.ready or progressed or any(pod.starts for pod in pods):  # a pod that is not scheduled follows when others have ended
         found = [(pod, why) for pod, why in found if why.reason != _UNSCHEDULABLE]
     if found:
         # Pods on a lost node and pods that cannot start may occupy what others wait for, not the reverse.

@@ -91,7 +91,7 @@ def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Obj
         "completionMode": "Indexed",
         "completions": completions,
         "backoffLimitPerIndex": spec.execution.backoff_limit_per_index,
-        **limits(spec, completions),
+        **changeable_limits(spec, completions),
     }
     del job["spec"]["backoffLimit"]
     job["spec"]["podFailurePolicy"]["rules"] = [
@@ -103,7 +103,7 @@ def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Obj
     return job
 
 
-def limits(spec: TransformSpec, completions: int) -> dict[str, int]:
+def changeable_limits(spec: TransformSpec, completions: int) -> dict[str, int]:
     """Return the limits of the Job of the ranks that can change while it runs, by their fields."""
     most = min(spec.execution.parallelism, completions)
     # More failures than pods that run at the same time probably have a cause that concerns all ranks.

@@ -177,6 +177,11 @@ class Pod(KubeObject):
         return self.phase == "Pending" and has_node and datetime.fromisoformat(self.created) <= moment
 
     @property
+    def starts(self) -> bool:
+        """True if the pod is scheduled, and none of its containers is known to be unable to start."""
+        return self.phase == "Pending" and self.condition("PodScheduled").get("status") == "True" and self.blocked is None
+
+    @property
     def mounted(self) -> bool:
         """True if the volumes of the pod are mounted. The kubelet creates its sandbox and its network after them."""
         return bool(self.condition("PodReadyToStartContainers").get("status") == "True")

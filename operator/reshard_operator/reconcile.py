@@ -175,13 +175,13 @@ def _step(
     """Return the decision for one step. `manifest` returns the manifest of its next Job. A large one takes time."""
     job = seen.jobs.get(step)
     if job is None:
-        return _begin(seen, spec, step, manifest(), details)
+        return _begin(seen, spec, step, manifest, details)
     doing = _STEPS[step].doing(f"Job {job.name} is being deleted")
     if job.deleting:
         return _set_status(seen, doing, details, _REQUEUE_SECONDS)
     if job.complete:  # without a result, or the step would be over
         if seen.runs[step] < MOST_RUNS:
-            return _begin(seen, spec, step, manifest(), details)
+            return _begin(seen, spec, step, manifest, details)
         return _fail(seen, "ResultMissing", _why_no_result(seen, step, job), details)
     if job.failed is not None:
         reason, message = _why_failed(seen, spec, step, job)
@@ -231,7 +231,7 @@ def _requeue_after(seen: Observation, step: str, job: Job) -> float | None:
     return max(_LEAST_LATE_SECONDS, (seen.now - datetime.fromisoformat(started)).total_seconds() * _LATE)
 
 
-def _begin(seen: Observation, spec: TransformSpec, step: str, manifest: Object, details: Object | None) -> Decision:
+def _begin(seen: Observation, spec: TransformSpec, step: str, manifest: Callable[[], Object], details: Object | None) -> Decision:
     """Create the Job of a step, as soon as no other pod can write to the target."""
     starting = _STEPS[step].doing("creating the Job")
     if (ending := _end_earlier(seen, spec, starting, details)) is not None:
@@ -242,10 +242,11 @@ def _begin(seen: Observation, spec: TransformSpec, step: str, manifest: Object, 
         phase = starting.phase if step == "ranks" else Phase.PENDING
         return _set_status(seen, _busy(seen, phase), details, _REQUEUE_SECONDS)
     # Use the message that applies once the Job runs, which saves one status write.
-    name = manifest["metadata"]["name"]
+    job = manifest()
+    name = job["metadata"]["name"]
     starting = replace(starting, message=_progress(step, name, _next_run(seen, step), details))
     named = {"jobs": {s: job.name for s, job in seen.jobs.items()} | {step: name}}
-    creations = (Create(each) for each in (*jobs.spec_config_maps(seen.transform), manifest))
+    creations = (Create(each) for each in (*jobs.spec_config_maps(seen.transform), job))
     return _set_status(seen, starting, named | (details or {}), _REQUEUE_SECONDS, *creations)
 
 
@@ -280,7 +281,7 @@ def _adjust(spec: TransformSpec, step: str, job: Job) -> tuple[Patch, ...]:
     if bool(job.spec.get("suspend")) != spec.suspend and (spec.suspend or not queued):
         wanted["suspend"] = spec.suspend
     if step == "ranks":
-        limits = jobs.limits(spec, job.spec["completions"])
+        limits = jobs.changeable_limits(spec, job.spec["completions"])
         limits["maxFailedIndexes"] = max(limits["maxFailedIndexes"], len(job.indexes("failedIndexes")))
         if queued:
             del limits["parallelism"]

@@ -74,12 +74,14 @@ def holds_target(job: Job, transform: Transform, now: datetime, *, writes: bool 
     """
     if not job.owner and job.suspended and not job.label(LABEL_QUEUE):
         return False
-    underway = bool(job.owner) and "ttlSecondsAfterFinished" not in job.spec
-    if job.label(LABEL_STEP) != "plan" and underway and not writes:
+    underway, plans = bool(job.owner) and "ttlSecondsAfterFinished" not in job.spec, job.label(LABEL_STEP) == "plan"
+    if plans and writes:
+        return False
+    if not plans and underway and not writes:
         return True
     older = (job.annotation(ANNOTATION_CREATED), job.label(LABEL_TRANSFORM)) < (transform.created, transform.uid)
     ended = job.status.get("completionTime")
-    begins = underway and ended is not None and datetime.fromisoformat(ended) > now - _BEGINS_WITHIN
+    begins = plans and underway and ended is not None and datetime.fromisoformat(ended) > now - _BEGINS_WITHIN
     return older and (not job.ended or begins)
 
 
@@ -89,5 +91,5 @@ def _server(endpoint: str | None) -> str:
         url = urlsplit(endpoint or "https://s3.amazonaws.com")
         usual = {"http": 80, "https": 443}.get(url.scheme)
         return f"{url.hostname}:{url.port or usual}{url.path.rstrip('/')}"
-    except ValueError:  # the schema of an older CRD allows ports above 65535; pods refuse them
+    except ValueError:  # a malformed IPv6 address, or a port above 65535 that an older CRD allows; pods refuse them
         return str(endpoint)

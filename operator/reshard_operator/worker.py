@@ -189,8 +189,7 @@ class Reconciler:
                 decision = refused(seen, decision, "NameTaken", str(error), for_good=False)
                 break
             except ApiError as error:
-                # 500: a webhook cannot be reached.
-                if not isinstance(action, Create) or error.status not in {400, 403, 404, 413, 422, 500}:
+                if not isinstance(action, Create) or not error.refuses:
                     raise
                 decision = refused(
                     seen, decision, "InvalidPod" if error.invalid else "JobDenied", str(error), for_good=error.invalid

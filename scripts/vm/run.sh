@@ -9,8 +9,8 @@ shift 2
 here=$(cd "$(dirname "$0")" && pwd)
 cache=$RESHARD_CACHE/vm
 sh "$here/../apt.sh" qemu-system-x86 cpio busybox-static dpkg-dev
-virtiofsd=$(command -v /usr/lib/qemu/virtiofsd /usr/libexec/virtiofsd | head -n 1) # until Debian 12, and since
-[ -n "$virtiofsd" ] || { sh "$here/../apt.sh" virtiofsd; virtiofsd=/usr/libexec/virtiofsd; }
+virtiofsd=/usr/lib/qemu/virtiofsd # until Debian 12
+[ -x "$virtiofsd" ] || { sh "$here/../apt.sh" virtiofsd && virtiofsd=/usr/libexec/virtiofsd; }
 
 # Packages are only unpacked: installed, they would start servers.
 if [ ! -e "$cache/ready" ]; then
@@ -48,7 +48,10 @@ END
 
 "$virtiofsd" --socket-path="$work/socket" -o source=/ -o cache=always -o sandbox=chroot >"$work/virtiofsd.log" 2>&1 &
 server=$!
-while [ ! -S "$work/socket" ]; do sleep 0.1; done
+while [ ! -S "$work/socket" ]; do
+    kill -0 "$server" || { cat "$work/virtiofsd.log" >&2; exit 1; }
+    sleep 0.1
+done
 qemu-system-x86_64 -machine q35,memory-backend=memory -accel kvm -accel tcg -cpu max -smp 2 -m 4G -nographic -no-reboot -nic none \
     -object memory-backend-memfd,id=memory,size=4G,share=on \
     -kernel "$cache/root/boot/vmlinuz-$release" -initrd "$work/initrd.gz" \

@@ -60,6 +60,7 @@ def test_every_combination_of_three_switches_is_accepted(namespace: str, tmp_pat
         "operator.resources.requests.memory=much",
         "converter.resources.requests.cpu=-1",
         "operator.podLabels.team=a b",
+        "operator.podLabels.app\\.kubernetes\\.io/name=x",
         "converter.image.digest=abc",
         "metrics.port=80",
         "metrics.port=8080",
@@ -89,11 +90,9 @@ def test_names_that_are_numbers_remain_text() -> None:
         assert all(isinstance(text, str) for text in texts), each
 
 
-def test_the_operators_pods_match_their_selector_whatever_their_labels() -> None:
-    labels = ["operator.podLabels.app\\.kubernetes\\.io/name=x", "operator.podLabels.team=y", "converter.resources=null"]
-    spec = next(d for d in rendered(*labels) if d["kind"] == "Deployment")["spec"]
-    assert spec["selector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
-    assert spec["template"]["metadata"]["labels"]["team"] == "y"
+def test_values_that_are_removed_have_a_default() -> None:
+    values = ["operator.podLabels=null", "converter.resources=null"]
+    spec = next(d for d in rendered(*values) if d["kind"] == "Deployment")["spec"]
     variables = {each["name"]: each.get("value") for each in spec["template"]["spec"]["containers"][0]["env"]}
     assert variables["RESHARD_CONVERTER_RESOURCES"] == "{}"
 

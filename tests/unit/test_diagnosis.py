@@ -190,6 +190,9 @@ def test_pods_that_run_one_after_the_other_are_not_unschedulable() -> None:
     assert ready(cluster)["reason"] == "Resharding"
     cluster.work()  # nothing has ended since
     assert ready(cluster)["reason"] == "Unschedulable"
+    cluster.pods[1]["status"] = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "True"}]}
+    cluster.work()
+    assert ready(cluster)["reason"] == "Resharding"
 
 
 def test_pods_that_the_api_server_refuses() -> None:

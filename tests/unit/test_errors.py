@@ -191,6 +191,7 @@ def test_reasons_are_found_in_code(code: str, found: set[tuple[str, int]]) -> No
 
 # What the kubelet of Kubernetes 1.37 states for a container that it cannot start. Any other reason is passed on as well.
 OF_CONTAINERS = {
+    "CrashLoopBackOff",
     "CreateContainerConfigError",
     "CreateContainerError",
     "ErrImageNeverPull",
@@ -198,7 +199,9 @@ OF_CONTAINERS = {
     "ImageInspectError",
     "ImagePullBackOff",
     "InvalidImageName",
+    "PostStartHookError",
     "RegistryUnavailable",
+    "RunContainerError",
     "SignatureValidationFailed",
 }
 

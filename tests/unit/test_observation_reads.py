@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from pretend_cluster import CONFIG, PretendCluster, committing, resource
 
+from reshard.spec.messages import PlanMessage
 from reshard_operator.cluster import Cluster
 from reshard_operator.objects import Pod
 from reshard_operator.reconcile import reconcile
@@ -44,8 +45,8 @@ class Server(Cluster):
         phase = query.get("fieldSelector", "").removeprefix("status.phase=")
         steps = re.split(r"\W+", query["labelSelector"].partition("reshard.dev/step")[2])
         found = [pod for pod in self.pretend.pods if phase in {"", pod["status"]["phase"]}]
-        if of_job := re.search(r"controller-uid=([-\w]+)", query["labelSelector"]):
-            items = [pod for pod in found if Pod(pod).owner == of_job[1]]
+        if of_jobs := re.search(r"controller-uid(?:=| in \()([-\w,]+)", query["labelSelector"]):
+            items = [pod for pod in found if Pod(pod).owner in of_jobs[1].split(",")]
         else:
             items = [pod for pod in found if pod["metadata"]["labels"]["reshard.dev/step"] in steps]
         if among := re.search(r"job-completion-index in \(([0-9,]*)\)", query["labelSelector"]):
@@ -210,6 +211,17 @@ def test_large_pods_are_read_a_few_at_a_time_and_no_more_than_needed(server: Ser
     assert max(server.read) == 2
     assert "LARGE" not in str(seen.pods)
     assert "managedFields" not in str(seen.pods)
+
+
+def test_the_result_of_a_plan_is_found_after_many_evictions() -> None:
+    server = Server(PretendCluster(lags=True))
+    server.pretend.work()
+    server.pretend.advance()
+    server.pretend.advance()
+    (pod,) = server.pretend.pods
+    evicted = copy.deepcopy(pod) | {"status": {"phase": "Failed", "reason": "Evicted"}}
+    server.pretend.pods[:0] = [copy.deepcopy(evicted) for _ in range(60)]
+    assert server.see().result("plan", PlanMessage) is not None
 
 
 @pytest.mark.parametrize("mode", ["Chained", "SinglePod"])

@@ -269,6 +269,7 @@ def test_the_holder_of_a_target() -> None:
     plan = Job(plan.raw | {"status": ended})
     assert holds_target(plan, transform, cluster.now + timedelta(seconds=29))  # the Job of its ranks is about to be created
     assert not holds_target(plan, transform, cluster.now + timedelta(seconds=31))  # it may be suspended
+    assert not holds_target(plan, transform, cluster.now, writes=True)
     while not any("ranks" in name for name in cluster.jobs):
         cluster.advance()
         cluster.work()
@@ -336,6 +337,17 @@ def test_a_dry_run_does_not_wait_for_its_target() -> None:
     cluster = PretendCluster(resource(dryRun=True), others=list(other.jobs.values()))
     cluster.settle()
     assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Complete", "DryRun")
+
+
+def test_an_older_dry_run_does_not_stop_a_single_pod_that_writes() -> None:
+    dry = PretendCluster(resource("99990000-bbbb", dryRun=True))
+    dry.work()
+    for job in dry.jobs.values():
+        job["metadata"]["annotations"][ANNOTATION_CREATED] = ""  # older
+    cluster = PretendCluster(resource(execution={"mode": "SinglePod"}))
+    cluster.work()
+    cluster.others = list(dry.jobs.values())
+    assert not any(isinstance(action, Delete) for action in cluster.decide().actions)
 
 
 @pytest.mark.parametrize(("parallelism", "failed"), [(1, 2), (2, 4), (4, 6), (8, 6)])

@@ -245,8 +245,8 @@ def test_a_replica_without_the_lease_remembers_no_transforms_and_lists_all_when_
     assert cluster.observations == 2
 
 
-@pytest.mark.parametrize(("status", "reason"), [(500, "JobDenied"), (403, "JobDenied")])
-def test_a_job_that_a_webhook_denies_is_reported(monkeypatch: pytest.MonkeyPatch, status: int, reason: str) -> None:
+@pytest.mark.parametrize("status", [500, 403])
+def test_a_job_that_a_webhook_denies_is_reported(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
     """The API server answers with 500 if it cannot reach a webhook."""
     cluster, written = Counted(), list[str]()
 
@@ -261,4 +261,4 @@ def test_a_job_that_a_webhook_denies_is_reported(monkeypatch: pytest.MonkeyPatch
     cluster.seen = lambda _: PretendCluster().see()
     reconciler = Reconciler(cast("Cluster", cluster), CONFIG, lambda: True)
     asyncio.run(reconciler._reconcile("ns", "a.transform"))  # noqa: SLF001 - without its queue
-    assert written == [reason]
+    assert written == ["JobDenied"]

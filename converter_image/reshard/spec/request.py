@@ -34,8 +34,8 @@ CopyMode = Literal["Client", "Server"]
 LinkReplicas = Literal["Never", "Clone", "HardLink"]
 Stages = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 
-# A higher level includes the checks of the lower ones.
 LEAST_MODE = 0o400  # the owner can read
+# A higher level includes the checks of the lower ones.
 STRICTNESS: dict[Verification, int] = {"None": 0, "Sample": 1, "Full": 2}
 _LONGEST_PREFIX_BYTES = 128
 
@@ -104,8 +104,7 @@ class Options(msgspec.Struct, frozen=True):
             them. "LowestRank" reads each slice from the lowest rank that holds it.
         crc: whether to write a CRC32 to each file, for MindSpore's `crc_check`.
         file_mode: permission bits of files, with which the owner can read them. Folders also get search permission for each class
-            that has read permission. None
-            means 0666 for files and 0777 for folders, minus the umask.
+            that has read permission. None means 0666 for files and 0777 for folders, minus the umask.
         verification: amount of written data that is compared with the source.
         overwrite: whether an existing checkpoint in the target is replaced.
         copy_mode: method of copying data between object stores. "Client" copies through this process. "Server" lets the store

@@ -18,8 +18,9 @@ from reshard.layout.box import Box, strides
 from reshard.parallel import parallel
 from reshard.plan import prove
 from reshard.progress import Cancellation, Silent
-from reshard.source.described import check_described
+from reshard.source.described import files_there
 from reshard.source.files import open_source
+from reshard.source.listing import preview
 from reshard.spec.request import Options
 from reshard.target.documents import check_manifest
 from reshard.target.folder import TargetFolder
@@ -261,15 +262,15 @@ def _stated(url: str, storage_options: StorageOptions | None) -> dict[str, _Stat
 
 
 def _changed(url: str, storage_options: StorageOptions | None) -> str | None:
-    """Return how the files of a checkpoint differ from its manifest, by names, sizes and samples, or None if they do not."""
+    """Return which files of a manifest are missing or have other sizes, or None if all are there. No file is read."""
     store = open_source(url, storage_options).store
     manifest = TargetFolder(store, None).manifest()
-    try:
-        if manifest is not None:
-            check_described(store, manifest, store.list(""))
-    except ReshardError as error:
-        return f"only the manifest was compared, not the files: {url}: {error.what}"
-    return None
+    if manifest is None:
+        return None
+    there = files_there(store, manifest, store.list(""))
+    changed = [each.path for each in manifest.files if each.path not in there or there[each.path].size != each.size]
+    what = f"only the manifest was compared: files of {url} are missing, or have other sizes: "
+    return what + preview(changed) if changed else None
 
 
 @contextmanager
@@ -281,11 +282,10 @@ def _own_remedies(url: str) -> Iterator[None]:
         fix = error.fix or ""
         if "--source-strategy" in fix:
             fix = "use the files of all ranks, and specify their strategy (--strategy-a, --strategy-b)"
+        elif error.reason == "SourceChanged":
+            fix = "restore the file; to compare the files as they are, move the manifest to another folder"
         elif "--files" in fix or "--step" in fix:
-            fix = (
-                "restore the files of the manifest, and move others to another folder; to compare the files as they are, move the"
-                " manifest to another folder"
-            )
+            fix = "move the files that do not belong to the checkpoint to another folder"
         else:
             raise
         raise type(error)(error.reason, error.what, where=url, fix=fix) from error

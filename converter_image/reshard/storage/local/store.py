@@ -316,6 +316,9 @@ def _delete_tree(folder: str) -> None:
     try:
         shutil.rmtree(folder)
     except OSError as error:
+        if error.errno not in {errno.ENOTEMPTY, errno.EBUSY}:
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
         left = (name for _, _, names in os.walk(folder) for name in names)
-        if error.errno != errno.ENOTEMPTY or not all(name.startswith(_OPEN_ON_NFS) for name in left):
+        if not all(name.startswith(_OPEN_ON_NFS) for name in left):
             raise
