@@ -236,7 +236,7 @@ class Cluster:
     async def _jobs(self, transform: Transform) -> tuple[list[Job], list[Job]]:
         """Return the Jobs of a transform, and those of other transforms with the same target."""
         place = _jobs_path(transform.namespace)
-        target = rivals.selector(transform.spec) if transform.spec is not None else ""
+        target = rivals.selector(transform.spec) if transform.spec is not None and not transform.spec.dry_run else ""
         own = f"{LABEL_TRANSFORM}={transform.uid}"
         found = [Job(item) for item in await self._list(place, target or own)]
         mine = [job for job in found if job.owner == transform.uid]
@@ -256,6 +256,8 @@ class Cluster:
             return pods + await self._pods_of_ranks(place, now, job, current), []
         # Pods of earlier attempts and of other transforms may still write: wait for them.
         pods += await self._pods_in(place, own, _ALIVE, _MOST_WAITING)
+        if transform.spec.dry_run:
+            return pods, []
         same = f"{rivals.selector(transform.spec)},{LABEL_TRANSFORM}!={transform.uid}"
         writing = f"{same},{LABEL_STEP} in (ranks,commit,transform)"
         alive = await self._pods_in(place, writing, _ALIVE, _MOST_WAITING)

@@ -138,7 +138,9 @@ def _job(transform: Transform, config: Config, step: str, variables: dict[str, s
     overrides = spec.execution.pod_template
     name = job_name(transform.name, transform.uid, step, spec.execution.attempt, run)
     metadata = _metadata(transform, name)
-    metadata["labels"] |= {LABEL_TARGET: target_label(spec), LABEL_STAGE: stage_label(spec), LABEL_STEP: step}
+    metadata["labels"][LABEL_STEP] = step
+    if not spec.dry_run:  # it does not occupy its target
+        metadata["labels"] |= {LABEL_TARGET: target_label(spec), LABEL_STAGE: stage_label(spec)}
     metadata["annotations"] |= {
         ANNOTATION_CREATED: transform.created,
         ANNOTATION_ATTEMPT: str(spec.execution.attempt),

@@ -238,7 +238,7 @@ def _begin(seen: Observation, spec: TransformSpec, step: str, manifest: Callable
         return ending
     if spec.suspend:
         return _set_status(seen, _SUSPENDED, details, None)
-    if seen.rivals and step != "commit" and not spec.dry_run:
+    if seen.rivals and step != "commit":
         phase = starting.phase if step == "ranks" else Phase.PENDING
         return _set_status(seen, _busy(seen, phase), details, _REQUEUE_SECONDS)
     # Use the message that applies once the Job runs, which saves one status write.

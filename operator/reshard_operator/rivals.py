@@ -54,13 +54,15 @@ def selector(spec: TransformSpec) -> str:
 
 
 def conflicting_jobs(seen: Observation, others: Iterable[Job]) -> tuple[str, ...]:
-    """Return descriptions of the Jobs of other transforms that occupy the target of a transform."""
+    """Return descriptions of the Jobs of other transforms that occupy the target of a transform. A dry run occupies none."""
+    if seen.transform.spec is None or seen.transform.spec.dry_run:
+        return ()
     single = seen.jobs.get("transform")
     writes = single is not None and not single.ended
     return tuple(
         f"CheckpointTransform {job.annotation(ANNOTATION_TRANSFORM)} (Job {job.name})"
         for job in others
-        if holds_target(job, seen.transform, seen.now, writes=writes)
+        if job.label(LABEL_TARGET) and holds_target(job, seen.transform, seen.now, writes=writes)
     )
 
 
@@ -75,8 +77,6 @@ def holds_target(job: Job, transform: Transform, now: datetime, *, writes: bool 
     if not job.owner and job.suspended and not job.label(LABEL_QUEUE):
         return False
     underway, plans = bool(job.owner) and "ttlSecondsAfterFinished" not in job.spec, job.label(LABEL_STEP) == "plan"
-    if plans and writes:
-        return False
     if not plans and underway and not writes:
         return True
     older = (job.annotation(ANNOTATION_CREATED), job.label(LABEL_TRANSFORM)) < (transform.created, transform.uid)
