@@ -1,14 +1,14 @@
 #!/bin/sh
 # Run unit tests in a virtual machine with cgroup v2, and with NFS as storage if asked: run.sh PYTHON DISK|NFS TEST...
 #
-# The machine has Debian's kernel and the file system of this one, read-only. Without /dev/kvm, it is emulated, and takes about ten
-# times as long.
+# The machine has Debian's kernel and the file system of this one, read-only. It is emulated, because KVM is not available
+# everywhere, so tests take about ten times as long.
 set -eu
 python=$1 storage=$2
 shift 2
 here=$(cd "$(dirname "$0")" && pwd)
 cache=$RESHARD_CACHE/vm
-sh "$here/../apt.sh" qemu-system-x86 cpio busybox-static dpkg-dev
+sh "$here/../apt.sh" qemu-system-x86 cpio busybox-static
 virtiofsd=/usr/lib/qemu/virtiofsd # until Debian 12
 [ -x "$virtiofsd" ] || { sh "$here/../apt.sh" virtiofsd && virtiofsd=/usr/libexec/virtiofsd; }
 
@@ -52,7 +52,7 @@ while [ ! -S "$work/socket" ]; do
     kill -0 "$server" || { cat "$work/virtiofsd.log" >&2; exit 1; }
     sleep 0.1
 done
-qemu-system-x86_64 -machine q35,memory-backend=memory -accel kvm -accel tcg -cpu max -smp 2 -m 4G -nographic -no-reboot -nic none \
+qemu-system-x86_64 -machine q35,memory-backend=memory -accel tcg -cpu max -smp 2 -m 4G -nographic -no-reboot -nic none \
     -object memory-backend-memfd,id=memory,size=4G,share=on \
     -kernel "$cache/root/boot/vmlinuz-$release" -initrd "$work/initrd.gz" \
     -append "console=ttyS0 quiet panic=-1 settings=$work/settings" \

@@ -8,13 +8,12 @@ if [ "$storage" = NFS ]; then
     mount --bind /var/tmp /export
     mount -t nfsd nfsd /proc/fs/nfsd
     mount -t rpc_pipefs rpc /var/lib/nfs/rpc_pipefs
-    echo 2 >/proc/fs/nfsd/nfsv4gracetime
     touch /var/lib/nfs/etab /var/lib/nfs/rmtab
     echo "/export 127.0.0.1(rw,sync,no_root_squash,fsid=0,no_subtree_check)" >/etc/exports
     "$nfs/usr/sbin/rpc.mountd" -N 3
     "$nfs/usr/sbin/exportfs" -ra
     "$nfs/usr/sbin/rpc.nfsd" -N 3 -V 4.2 8
-    sleep 3 # the grace period
+    sleep 3
     "$nfs/sbin/mount.nfs" 127.0.0.1:/ /var/tmp -o vers=4.2
 fi
 echo "vm: Linux $(uname -r), cgroup v2, $(df --output=fstype /var/tmp | tail -n 1)"
