@@ -28,7 +28,7 @@ ROWS, COLUMNS = 1536, 4096  # 24 MB, more than the buffers of a worker
 FRACTION = 1 if PROFILE == "all" else 10
 NAMES, TENSORS, SHARDS, OBJECTS = 100_000 // FRACTION, 20_000 // FRACTION, 128_000 // FRACTION, 60_000 // FRACTION
 # A larger multiple of the peak would waste the memory of the cluster. These files do not fill all buffers of an object store.
-MOST_RATIO = 3
+MOST_RATIO = 3.5
 
 
 @pytest.fixture
