@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -15,7 +15,7 @@ from kubernetes.aio import client, config
 from reshard.spec.resource import API_VERSION, KIND
 from reshard_operator import rivals
 from reshard_operator.decision import Action, Create, Patch
-from reshard_operator.labels import ANNOTATION_TRANSFORM, LABEL_STEP, LABEL_TRANSFORM
+from reshard_operator.labels import ANNOTATION_INDEX, ANNOTATION_TRANSFORM, LABEL_JOB, LABEL_STEP, LABEL_TRANSFORM
 from reshard_operator.objects import Event, Job, Object, Pod
 from reshard_operator.observation import Observation, Transform
 
@@ -45,8 +45,7 @@ _USUAL_STARTS_PER_SECOND = 20
 # Kubernetes records a repeated Event of an object every 5 minutes, after the first 25.
 _EVENTS_COUNT_FOR = timedelta(minutes=15)
 _ALIVE = "status.phase!=Succeeded,status.phase!=Failed"
-_INDEX = "batch.kubernetes.io/job-completion-index"
-_OF_JOB = "batch.kubernetes.io/controller-uid"
+T = TypeVar("T")
 _OF_WEBHOOK = "admission webhook "
 _LONGEST_NOTE = 1024  # bytes, in Kubernetes 1.37
 _MERGE = "application/merge-patch+json"
@@ -249,7 +248,7 @@ class Cluster:
         own = f"{LABEL_TRANSFORM}={transform.uid}"
         pods: list[Pod] = []
         if untold := [step for step in ("plan", "commit", "transform") if step in current and not transform.knows(step)]:
-            pods += await self._pods_in(place, f"{_OF_JOB} in ({','.join(current[step].uid for step in untold)})")
+            pods += await self._pods_in(place, f"{LABEL_JOB} in ({','.join(current[step].uid for step in untold)})")
         if any(_works(current[step], pods) for step in untold):  # no other Job is created meanwhile
             return pods, []
         if (job := current.get("ranks")) is not None:
@@ -265,7 +264,7 @@ class Cluster:
 
     async def _pods_of_ranks(self, place: str, now: datetime, job: Job, current: dict[str, Job]) -> list[Pod]:
         """Return some pods of the ranks step: why it does not progress, why it failed, or the report of the commit."""
-        labels, page = f"{_OF_JOB}={job.uid}", _pods_of_a_page(job)
+        labels, page = f"{LABEL_JOB}={job.uid}", _pods_of_a_page(job)
         pods: list[Pod] = []
         if job.ended:
             # The Job may also fail after a pod has committed, for example at its deadline.
@@ -327,23 +326,14 @@ class Cluster:
 
     async def _list(self, place: str, labels: str = "", fields: str = "", most: int | None = None) -> list[Object]:
         """Return the matching objects, or the first `most` of them."""
-        items: list[Object] = []
-        async for page in self._pages(place, labels, fields, most or PAGE):
-            items += page
-            if most is not None and len(items) >= most:
-                break
-        return items[:most]
+        return await _first(self._pages(place, labels, fields, most or PAGE), most)
 
     async def _pods_in(
         self, place: str, labels: str, fields: str = "", most: int | None = None, page: int = _SMALL_PAGE
     ) -> list[Pod]:
         """Return the matching pods, or the first `most` of them, read in pages."""
-        pods: list[Pod] = []
-        async for items in self._pages(place, labels, fields, min(page, most or page)):
-            pods += map(Pod.parse, items)
-            if most is not None and len(pods) >= most:
-                break
-        return pods[:most]
+        pages = self._pages(place, labels, fields, min(page, most or page))
+        return await _first(([Pod.parse(item) for item in items] async for items in pages), most)
 
     async def _pages(self, place: str, labels: str, fields: str, limit: int) -> AsyncIterator[list[Object]]:
         """Yield the matching objects, at most `limit` at a time."""
@@ -384,9 +374,19 @@ class Cluster:
         return found
 
 
+async def _first(pages: AsyncIterator[list[T]], most: int | None) -> list[T]:
+    """Return what the pages contain, or the first `most` of it, without reading further pages."""
+    found: list[T] = []
+    async for page in pages:
+        found += page
+        if most is not None and len(found) >= most:
+            break
+    return found[:most]
+
+
 def _among(indexes: Iterable[int]) -> str:
     """Return the label selector of pods with these completion indexes."""
-    return f"{_INDEX} in ({','.join(map(str, indexes))})"
+    return f"{ANNOTATION_INDEX} in ({','.join(map(str, indexes))})"
 
 
 def _pods_of_a_page(job: Job) -> int:

@@ -14,3 +14,6 @@ ANNOTATION_SPEC = "reshard.dev/spec-digest"
 ANNOTATION_CREATED = "reshard.dev/transform-created"
 # The label of Kueue, which a transform passes on to its Jobs.
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
+# Kubernetes sets these on the pods of a Job. The index is an annotation and a label.
+ANNOTATION_INDEX = "batch.kubernetes.io/job-completion-index"
+LABEL_JOB = "batch.kubernetes.io/controller-uid"

@@ -10,7 +10,7 @@ import msgspec
 
 from reshard.spec.messages import CommitMessage, FailureMessage, RanksMessage, UnreadableMessageError, decode_message
 from reshard.spec.ranks import parse_ranks
-from reshard_operator.labels import ANNOTATION_TRANSFORM
+from reshard_operator.labels import ANNOTATION_INDEX, ANNOTATION_TRANSFORM
 
 if TYPE_CHECKING:
     from reshard.spec.messages import M
@@ -21,8 +21,7 @@ CONTAINER = "reshard"
 _FEW = 50
 # The kubelet's reason for a container that the kernel killed because of memory.
 _OUT_OF_MEMORY = "OOMKilled"
-_INDEX = "batch.kubernetes.io/job-completion-index"
-_READ_ANNOTATIONS = {_INDEX, ANNOTATION_TRANSFORM}
+_READ_ANNOTATIONS = {ANNOTATION_INDEX, ANNOTATION_TRANSFORM}
 # Reasons of a container that has not started yet, although nothing is wrong.
 _STARTING = {"", "ContainerCreating", "PodInitializing"}
 # What a message that is not JSON, or is nested too deeply, raises.
@@ -194,7 +193,7 @@ class Pod(KubeObject):
     @property
     def index(self) -> int:
         """Completion index."""
-        return int(self.annotation(_INDEX) or 0)
+        return int(self.annotation(ANNOTATION_INDEX) or 0)
 
     @property
     def node(self) -> str:

@@ -42,20 +42,13 @@ def test_pods_that_cannot_start_are_given_up_after_a_while() -> None:
     assert cluster.jobs == {}
 
 
-def test_a_volume_that_cannot_be_mounted_counts_as_not_starting() -> None:
+@pytest.mark.parametrize("reason", ["FailedMount", "FailedCreatePodSandBox"])
+def test_a_volume_or_a_sandbox_that_is_not_there_counts_as_not_starting(reason: str) -> None:
     cluster = PretendCluster()
     stuck_pod(cluster, {"reason": "ContainerCreating"})
-    cluster.events = [Event(cluster.pods[0]["metadata"]["uid"], "FailedMount", "no such device", cluster.now)]
+    cluster.events = [Event(cluster.pods[0]["metadata"]["uid"], reason, "no such device or handler", cluster.now)]
     cluster.work()
-    assert (ready(cluster)["reason"], conditions(cluster)["PodsStuck"]) == ("FailedMount", "True")
-
-
-def test_a_sandbox_that_cannot_be_created_counts_as_not_starting() -> None:
-    cluster = PretendCluster()
-    stuck_pod(cluster, {"reason": "ContainerCreating"})
-    cluster.events = [Event(cluster.pods[0]["metadata"]["uid"], "FailedCreatePodSandBox", "no runtime handler", cluster.now)]
-    cluster.work()
-    assert (ready(cluster)["reason"], conditions(cluster)["PodsStuck"]) == ("FailedCreatePodSandBox", "True")
+    assert (ready(cluster)["reason"], conditions(cluster)["PodsStuck"]) == (reason, "True")
 
 
 @pytest.mark.parametrize("reason", ["ImagePullBackOff", "SignatureValidationFailed", "ReasonOfALaterKubernetes"])

@@ -245,8 +245,9 @@ def test_warnings_are_read_only_for_pods_that_start_more_slowly_than_usual(
 ) -> None:
     """Many pods need more time to start."""
     ranks_job(server.pretend)["status"] |= {"active": active}
+    now = datetime.now(UTC).replace(microsecond=0)  # Kubernetes states whole seconds, as the operator observes
     for pod in server.pretend.pods:
-        pod["metadata"]["creationTimestamp"] = (datetime.now(UTC) - timedelta(seconds=age)).isoformat()
+        pod["metadata"]["creationTimestamp"] = (now - timedelta(seconds=age)).isoformat()
         pod["status"] = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "True"}]}
     server.see()
     assert server.events_read == reads

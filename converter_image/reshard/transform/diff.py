@@ -32,6 +32,7 @@ from reshard.transform.prepare import prepare
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from reshard.checkpoint.manifest import Manifest
     from reshard.engine.gather import SourceFiles
     from reshard.engine.moves import Fill
     from reshard.engine.task import Task
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from reshard.progress import Progress
     from reshard.spec.keys import Encryption
     from reshard.spec.storage_options import StorageOptions
+    from reshard.storage.protocol import Store
 
 # Threads that wait for object stores.
 _REMOTE_WORKERS = 16
@@ -213,10 +215,12 @@ def diff_checkpoints(  # noqa: PLR0913 - one for each option
     """
     progress, options = progress or Silent(), storage_options
     with operation("diff_checkpoints") as measured:
-        known = [_stated(url, options) for url in (a, b)]
+        described = [_described(url, options) for url in (a, b)]
+        known = [_stated(each[1]) if each is not None else {} for each in described]
         if not read and all(found and all(each.fingerprint for each in found.values()) for found in known):
-            for each in filter(None, (_changed(url, options) for url in (a, b))):
-                progress.note(each)
+            for url, each in zip((a, b), described, strict=True):
+                if each is not None and (change := _changed(url, *each)) is not None:
+                    progress.note(change)
             before, after = ({name: each for name, each in found.items() if wanted(name)} for found in known)
             _check_wanted(before, after, f"{a}, {b}")
             differences, same, by_fingerprint, unknown = _compare(before, after, read=False)
@@ -249,24 +253,25 @@ def diff_checkpoints(  # noqa: PLR0913 - one for each option
         return DiffResult(a, b, equal, by_fingerprint, total, tuple(differences), measured.seconds)
 
 
-def _stated(url: str, storage_options: StorageOptions | None) -> dict[str, _Stated]:
-    """Return the parameters in the manifest of a checkpoint, or nothing if it has none or describes an index."""
+def _described(url: str, storage_options: StorageOptions | None) -> tuple[Store, Manifest] | None:
+    """Return the store and the manifest of a checkpoint, or None if it has no manifest, or one that describes an index."""
     store, chosen, _ = open_source(url, storage_options)
     manifest = TargetFolder(store, None).manifest() if chosen is None else None
     if manifest is None or manifest.index is not None:
-        return {}
+        return None
     check_manifest(store, fix="restore the file, or write the checkpoint again")
+    return store, manifest
+
+
+def _stated(manifest: Manifest) -> dict[str, _Stated]:
+    """Return the parameters in a manifest."""
     fingerprints = stated_fingerprints(manifest)
     parameters = ((record.name, kind) for record, kind in manifest.parameters)
     return {name: _Stated(kind.dtype, kind.shape, fingerprints.get(name)) for name, kind in parameters}
 
 
-def _changed(url: str, storage_options: StorageOptions | None) -> str | None:
+def _changed(url: str, store: Store, manifest: Manifest) -> str | None:
     """Return which files of a manifest are missing or have other sizes, or None if all are there. No file is read."""
-    store = open_source(url, storage_options).store
-    manifest = TargetFolder(store, None).manifest()
-    if manifest is None:
-        return None
     there = files_there(store, manifest, store.list(""))
     changed = [each.path for each in manifest.files if each.path not in there or there[each.path].size != each.size]
     what = f"only the manifest was compared: files of {url} are missing, or have other sizes: "
